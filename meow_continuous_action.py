@@ -1,0 +1,639 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "gymnasium[mujoco]==1.4.0",
+#   "moviepy==2.2.1",
+#   "mujoco==3.4.0",
+#   "numpy==2.4.6",
+#   "psutil==7.2.2",
+#   "tensorboard==2.21.0",
+#   "torch==2.13.0",
+#   "tqdm==4.70.1",
+#   "tyro==1.0.17",
+#   "wandb==0.31.0",
+# ]
+# ///
+"""MEow: maximum entropy RL via an energy-based normalizing flow, in one file (NeurIPS 2024, arXiv 2405.13629).
+
+    python meow_continuous_action.py --env-id Humanoid-v4           # the paper's settings for that environment
+    python meow_continuous_action.py --env-id Hopper-v4 --seed 2 --track
+    python meow_continuous_action.py --env-id Hopper-v4 --num-shifts 0    # ablation: 0 vanilla, 1 +LRS, 2 +LRS & SCDQ
+
+One conditional flow is the soft Q-function, the exact soft value and the sampler at once. Its inverse pass
+g(a|s) = z has non-linear layers S_n (tanh and couplings) and one linear layer S_l (a diagonal scale of the state):
+
+    Q(s,a) =  alpha * log( p_z(g(a|s)) * prod_{i in S_n} |det J_i(a,s)| )                                   (Eq. 8)
+    V(s)   = -alpha * log( prod_{i in S_l} |det J_i(s)| )  =  alpha * log integral exp(Q(s,a)/alpha) da     (Eq. 8)
+    pi(a|s) = exp((Q(s,a) - V(s)) / alpha),  drawn by running the flow forward from z ~ N(0, I)
+    loss   =  E[ 1/2 * (Q(s,a) - (r + gamma * (1 - terminated) * V_target(s')))^2 ]                         (Eq. 9)
+
+Expected (paper, mean return of 10 greedy episodes): Hopper-v4 1,390 at 150k steps, 3,490 at 1.5M; Humanoid-v4 5,620 at
+1.25M, 6,810 at 5M. Every run writes TensorBoard logs, config.json and evaluations.csv to runs/NAME.
+
+Where this file departs from the authors' code (the README says why): both shifts are regressed in one pass of the flow
+(theirs: two, on a doubled batch), V never runs a coupling layer, the log-probability of a sample is the density of that
+very action, a non-finite loss stops the run, and there is no temperature-tuning switch (theirs has no effect).
+"""
+
+import csv
+import difflib
+import json
+import math
+import os
+import platform
+import random
+import sys
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import psutil
+import torch
+import torch.nn as nn
+import torch.optim as optim
+import tyro
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+PAPER_MUJOCO = "3.4.0"  # the newest wheel whose contacts are those of the paper's 2.3.7; 3.5.0 changed them
+
+# Table A3 and the authors' launch settings. A row holds only what differs from the shared defaults.
+SHARED_SETTINGS = {
+    "total_timesteps": 1_500_000,
+    "learning_starts": 5_000,
+    "alpha": 0.25,
+    "tau": 0.005,
+    "sigma_min": -5.0,
+    "sigma_max": -0.3,
+}
+PAPER_SETTINGS = {
+    "Hopper-v4": {},
+    "HalfCheetah-v4": {"learning_starts": 10_000, "tau": 0.003, "sigma_max": 2.0},
+    "Walker2d-v4": {"total_timesteps": 4_000_000, "learning_starts": 10_000, "alpha": 0.1},
+    "Ant-v4": {"total_timesteps": 4_000_000, "alpha": 0.05, "tau": 0.0001},
+    "Humanoid-v4": {"total_timesteps": 5_000_000, "alpha": 0.125, "tau": 0.0005},
+}
+
+
+def paper_row(env_id):
+    """The name of `env_id`'s row in PAPER_SETTINGS (a v5 id takes its v4 row), or None if the paper has no such task."""
+    row = env_id.removesuffix("-v5") + "-v4" if env_id.endswith("-v5") else env_id
+    return row if row in PAPER_SETTINGS else None
+
+
+@dataclass
+class Args:
+    exp_name: str = os.path.basename(__file__)[: -len(".py")]
+    """the name of this experiment"""
+    seed: int = 1
+    """seed of the experiment (the paper's curves: 5 seeds)"""
+    torch_deterministic: bool = True
+    """if toggled, `torch.backends.cudnn.deterministic=True`"""
+    cuda: bool = True
+    """if toggled, a CUDA device is used where there is one"""
+    track: bool = False
+    """if toggled, this experiment will be tracked with Weights and Biases (offline: set WANDB_MODE=offline)"""
+    wandb_project_name: str = "meow"
+    """the wandb's project name"""
+    wandb_entity: str | None = None
+    """the entity (team) of wandb's project"""
+    capture_video: bool = False
+    """if toggled, videos of training episodes 0, 1, 8, 27, ... and every 1000th are written to `videos/NAME`"""
+
+    # Evaluation (the paper's protocol)
+    eval_frequency: int = 10_000
+    """environment steps between two evaluations; there is one at step 0 and one at the end too"""
+    eval_episodes: int = 10
+    """episodes of an evaluation, reset with seeds 0, 1, 2, ..."""
+    eval_deterministic: bool = True
+    """evaluate the flow's forward pass of z = 0 (Sec. 3.3); --no-eval-deterministic samples the policy (Fig. 7)"""
+
+    # Algorithm specific arguments
+    env_id: str = "Hopper-v4"
+    """the environment id of the task; None below means: the paper's value for it"""
+    total_timesteps: int | None = None
+    """total timesteps of the experiments (Fig. 3)"""
+    buffer_size: int = 1_000_000
+    """the replay memory buffer size (Table A1)"""
+    batch_size: int = 256
+    """the batch size of sample from the replay memory (Table A1)"""
+    learning_starts: int | None = None
+    """timestep to start learning; actions before it are uniform (authors' launch settings)"""
+    learning_rate: float = 1e-3
+    """the learning rate of Adam, the one optimizer (Table A1)"""
+    max_grad_norm: float = 30.0
+    """the maximum norm for the gradient clipping (Table A1)"""
+    gamma: float = 0.99
+    """the discount factor gamma (Table A1)"""
+    tau: float | None = None
+    """target smoothing coefficient of the Polyak average (Table A3)"""
+    alpha: float | None = None
+    """entropy regularization coefficient, the temperature of pi = exp((Q - V) / alpha) (Table A3)"""
+    sigma_min: float | None = None
+    """lower bound of log sigma(s), the linear layer's scale (Table A3)"""
+    sigma_max: float | None = None
+    """upper bound of log sigma(s) (Table A3)"""
+    coupling: Literal["additive", "affine"] = "additive"
+    """kind of the non-linear layers (Fig. A1); only additive ones make deterministic inference the exact mode (Sec. 3.3)"""
+    num_shifts: Literal[0, 1, 2] = 2
+    """learnable reward shifts (Sec. 3.2, Fig. 6): 0 vanilla, 1 +LRS, 2 +LRS & SCDQ"""
+
+    def __post_init__(self):
+        settings = SHARED_SETTINGS | PAPER_SETTINGS.get(paper_row(self.env_id), {})
+        for name, value in settings.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
+
+def describe_settings(args):
+    """One line a setting of the paper's table: what the run resolved it to and where that comes from."""
+    row = paper_row(args.env_id)
+    if row is None:
+        lines = [f"{args.env_id} is not in the paper: settings not given as flags are the shared defaults"]
+    else:
+        lines = [f"{args.env_id}: the paper's settings for {row} (Table A3), flags win"]
+    for name, default in SHARED_SETTINGS.items():
+        paper = PAPER_SETTINGS.get(row, {}).get(name, default)
+        value = getattr(args, name)
+        lines.append(f"  {name:16} {value:<12,}" + ("" if value == paper else f" (set by you; the table has {paper:,})"))
+    if mujoco.__version__ != PAPER_MUJOCO:
+        lines.append(
+            f"mujoco {mujoco.__version__} is not {PAPER_MUJOCO}: contacts differ between versions, "
+            "so returns on the v4 environments do not compare with the paper's"
+        )
+    return "\n".join(lines)
+
+
+def check_args(args):
+    """Raises ValueError, one sentence naming the flag and what is allowed, for arguments no run can have."""
+    for name in ("total_timesteps", "buffer_size", "batch_size", "eval_frequency", "eval_episodes"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    for name in ("seed", "learning_starts"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(args, name)}")
+    for name in ("learning_rate", "max_grad_norm", "alpha"):
+        if not (getattr(args, name) > 0 and math.isfinite(getattr(args, name))):
+            raise ValueError(f"--{name.replace('_', '-')} must be a finite number above 0, got {getattr(args, name)}")
+    if not 0 < args.tau <= 1:
+        raise ValueError(f"--tau must be above 0 and at most 1, got {args.tau}")
+    if not 0 <= args.gamma <= 1:
+        raise ValueError(f"--gamma must be between 0 and 1, got {args.gamma}")
+    if not (-math.inf < args.sigma_min < args.sigma_max < math.inf):
+        raise ValueError(f"--sigma-min must be below --sigma-max, got {args.sigma_min} and {args.sigma_max}")
+    if args.learning_starts >= args.total_timesteps:
+        raise ValueError(
+            f"--learning-starts must be below --total-timesteps, got {args.learning_starts:,} and {args.total_timesteps:,}"
+        )
+    if args.buffer_size < args.batch_size:
+        raise ValueError(
+            f"--buffer-size must be at least --batch-size, got {args.buffer_size:,} and {args.batch_size:,}"
+        )
+
+
+def check_env(args):
+    """Builds the environment once. Returns (obs_dim, act_dim); raises ValueError for a task MEow cannot run on."""
+    try:
+        env = make_env(args.env_id, args.seed, 0, False, "")()
+    except (gym.error.Error, ImportError) as error:
+        names = difflib.get_close_matches(args.env_id, gym.registry, n=3, cutoff=0.4)
+        hint = f"; the closest names are {', '.join(names)}" if names else ""
+        raise ValueError(f"--env-id {args.env_id} cannot be made ({str(error).rstrip('.')}){hint}") from error
+    obs_space, act_space = env.observation_space, env.action_space
+    env.close()
+    if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
+        raise ValueError(f"--env-id {args.env_id} must have observations that are a 1-D Box, it has {obs_space}")
+    obs_dim, act_dim = obs_space.shape[0], act_space.shape[0]
+    gigabytes = args.buffer_size * ReplayBuffer.row_width(obs_dim, act_dim) * 4 / 1e9
+    free = psutil.virtual_memory().available / 1e9
+    if gigabytes > free:
+        raise ValueError(
+            f"--buffer-size {args.buffer_size:,} needs {gigabytes:,.1f} GB of memory for {args.env_id}, "
+            f"at most the {free:,.1f} GB that are free are allowed"
+        )
+    return obs_dim, act_dim
+
+
+def make_env(env_id, seed, idx, capture_video, run_name):
+    """A thunk that makes the environment with actions in [-1,1]^A, rescaled to its own bounds (Humanoid's are +-0.4).
+
+    The thunk raises ValueError if the action space is not a bounded 1-D Box.
+    """
+
+    def thunk():
+        if capture_video and idx == 0:
+            env = gym.make(env_id, render_mode="rgb_array")
+            env = gym.wrappers.RecordVideo(env, f"videos/{run_name}")
+        else:
+            env = gym.make(env_id)
+        space = env.action_space
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not space.is_bounded():
+            env.close()
+            raise ValueError(f"--env-id {env_id} must have actions that are a bounded 1-D Box, it has {space}")
+        env = gym.wrappers.RecordEpisodeStatistics(env)
+        env = gym.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+        env.action_space.seed(seed)
+        return env
+
+    return thunk
+
+
+# ALGO LOGIC: initialize agent here:
+class Swish(nn.Module):
+    """x * sigmoid(beta * x) with a learnable beta per unit, 1 at the start. (B, dim) -> (B, dim)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.beta = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.beta * x)
+
+
+class MLP(nn.Sequential):
+    """in_dim -> hidden -> hidden -> out_dim, each hidden layer: Linear, [LayerNorm], Swish, [Dropout].
+
+    init_weight initialises the weight of every Linear; the biases keep the framework's default.
+    """
+
+    def __init__(self, in_dim, hidden, out_dim, init_weight, layer_norm=False, dropout=0.0):
+        layers = []
+        for fan_in in (in_dim, hidden):
+            layers.append(nn.Linear(fan_in, hidden))
+            if layer_norm:
+                layers.append(nn.LayerNorm(hidden))
+            layers.append(Swish(hidden))
+            if dropout > 0:
+                layers.append(nn.Dropout(dropout))
+        super().__init__(*layers, nn.Linear(hidden, out_dim))
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                init_weight(layer.weight)
+
+
+class CouplingLayer(nn.Module):
+    """A non-linear layer of the flow (i in S_n) and hypernetwork (a), which makes its parameters from the state.
+
+    Coordinates where mask is 1 pass unchanged, and with the state they determine the map of the others:
+    u + t (additive, NICE) or u * exp(log_scale) + t (affine, RealNVP). Its Jacobian is triangular.
+    """
+
+    def __init__(self, obs_dim, act_dim, mask, affine):
+        super().__init__()
+        self.register_buffer("mask", mask)  # (A,)
+
+        def hypernetwork():
+            return MLP(obs_dim + act_dim, 64, act_dim, nn.init.orthogonal_, layer_norm=True, dropout=0.1)
+
+        self.translation = hypernetwork()
+        self.log_scale = hypernetwork() if affine else None
+
+    def forward(self, u, obs):
+        """Sampling direction: (B, A), (B, S) -> (B, A)."""
+        x = torch.cat([self.mask * u, obs], dim=1)
+        if self.log_scale is not None:
+            u = u * ((1 - self.mask) * self.log_scale(x)).exp()
+        return u + (1 - self.mask) * self.translation(x)
+
+    def inverse(self, u, obs):
+        """Density direction g^i: (B, A), (B, S) -> (B, A) and log|det J_i| (B,)."""
+        x = torch.cat([self.mask * u, obs], dim=1)
+        u = u - (1 - self.mask) * self.translation(x)
+        if self.log_scale is None:
+            return u, u.new_zeros(len(u))  # additive: preserves volume
+        log_scale = (1 - self.mask) * self.log_scale(x)
+        return u * (-log_scale).exp(), -log_scale.sum(dim=1)
+
+
+class FlowPolicy(nn.Module):
+    """The conditional flow that is Q, V and the policy at once (Eq. 8; architecture: Fig. A6).
+
+    Forward (sampling): z ~ N(0, I) -> linear layer sigma(s) * z -> 2 blocks x 2 couplings -> tanh -> a in [-1,1]^A.
+    obs is (B, S), act is (B, A) in [-1,1]; Q, V and the shifts are in units of the (soft) return, log_prob in nats.
+    Raises ValueError if coupling is neither "additive" nor "affine" or num_shifts is not 0, 1 or 2.
+    """
+
+    def __init__(self, obs_dim, act_dim, alpha, sigma_min=-5.0, sigma_max=-0.3, coupling="additive", num_shifts=2):
+        super().__init__()
+        if coupling not in ("additive", "affine"):
+            raise ValueError(f"coupling must be 'additive' or 'affine', got {coupling!r}")
+        if num_shifts not in (0, 1, 2):
+            raise ValueError(f"num_shifts must be 0, 1 or 2, got {num_shifts!r}")
+        self.act_dim, self.alpha, self.sigma_min, self.sigma_max = act_dim, alpha, sigma_min, sigma_max
+        mask = (torch.arange(act_dim) + 1) % 2.0  # 1, 0, 1, 0, ...
+        masks = [mask, 1 - mask, mask, 1 - mask]  # 2 blocks x 2 couplings
+        self.couplings = nn.ModuleList([CouplingLayer(obs_dim, act_dim, m, coupling == "affine") for m in masks])
+        self.sigma_net = MLP(obs_dim, 64, act_dim, nn.init.zeros_)  # hypernetwork (b)
+        self.shifts = nn.ModuleList([MLP(obs_dim, 256, 1, nn.init.zeros_) for _ in range(num_shifts)])  # b1, b2
+
+    def log_sigma(self, obs):
+        """Log of the linear layer's diagonal, in [sigma_min, sigma_max]: (B, S) -> (B, A)."""
+        return self.sigma_min + 0.5 * (self.sigma_max - self.sigma_min) * (torch.tanh(self.sigma_net(obs)) + 1)
+
+    def shift(self, obs):
+        """alpha * b_k(s) of learnable reward shifting (Sec. 3.2), zero without shifts: (B, S) -> (B, max(1, num_shifts))."""
+        if len(self.shifts) == 0:
+            return obs.new_zeros(len(obs), 1)
+        return self.alpha * torch.cat([b(obs) for b in self.shifts], dim=1)
+
+    def inverse(self, obs, act):
+        """Non-linear layers from action to u = sigma(s) * z: returns u (B, A) and log prod_{i in S_n} |det J_i| (B,)."""
+        act = act.clamp(-1 + 1e-5, 1 - 1e-5)
+        u = torch.atanh(act)
+        log_det = -torch.log(1 - act.square() + torch.finfo(act.dtype).eps).sum(dim=1)  # d atanh(a)/da = 1/(1-a^2)
+        for layer in reversed(self.couplings):
+            u, layer_log_det = layer.inverse(u, obs)
+            log_det = log_det + layer_log_det
+        return u, log_det
+
+    def get_q(self, obs, act):
+        """Q_b(s,a) = Q(s,a) + b_k(s), one column a shift: (B, S), (B, A) -> (B, max(1, num_shifts)). One pass of the flow."""
+        u, log_det = self.inverse(obs, act)
+        log_p_z = -0.5 * (u / self.log_sigma(obs).exp()).square().sum(dim=1)  # its constant sits in V, as in the authors'
+        q = self.alpha * (log_p_z + log_det)  # Eq. 8
+        return q[:, None] + self.shift(obs)  # Sec. 3.2
+
+    def get_v(self, obs):
+        """V_b(s) = V(s) + b_k(s), not clipped: (B, S) -> (B, max(1, num_shifts)). Evaluates no coupling layer."""
+        log_det = -self.log_sigma(obs).sum(dim=1)  # of z = u / sigma(s)
+        v = self.alpha * (0.5 * self.act_dim * math.log(2 * math.pi) - log_det)  # Eq. 8
+        return v[:, None] + self.shift(obs)  # Sec. 3.2
+
+    def log_prob(self, obs, act):
+        """log pi(a|s) = (Q(s,a) - V(s)) / alpha, in which the shifts cancel: (B, S), (B, A) -> (B,)."""
+        u, log_det = self.inverse(obs, act)
+        log_sigma = self.log_sigma(obs)
+        log_p_z = -0.5 * (u / log_sigma.exp()).square().sum(dim=1) - 0.5 * self.act_dim * math.log(2 * math.pi)
+        return log_p_z + log_det - log_sigma.sum(dim=1)
+
+    def forward(self, obs, z):
+        """Sampling direction of the whole flow: (B, S), (B, A) -> action (B, A) in [-1,1]."""
+        u = self.log_sigma(obs).exp() * z
+        for layer in self.couplings:
+            u = layer(u, obs)
+        return torch.tanh(u)
+
+    def sample(self, obs, deterministic=False):
+        """Draws a ~ pi(.|s): (B, S) -> act (B, A), log_prob (B,), the log-density of that very action.
+
+        deterministic: the forward pass of z = 0, which is argmax_a Q(s,a) for additive couplings (Sec. 3.3), taken
+        over the density BEFORE tanh (tanh moves the mode of the density, not the way to it).
+        """
+        z = obs.new_zeros(len(obs), self.act_dim)
+        act = self(obs, z if deterministic else torch.randn_like(z))
+        return act, self.log_prob(obs, act)
+
+
+class Transitions(NamedTuple):
+    """A batch: obs, next_obs (B, S), act (B, A), reward and terminated (B, 1), all float32."""
+
+    obs: torch.Tensor
+    next_obs: torch.Tensor
+    act: torch.Tensor
+    reward: torch.Tensor
+    terminated: torch.Tensor
+
+
+class ReplayBuffer:
+    """Uniform replay memory with one row a transition, so that a batch is one gather. Its stream of draws is its own."""
+
+    def __init__(self, capacity, obs_dim, act_dim, seed=0):
+        self.widths = (obs_dim, obs_dim, act_dim, 1, 1)
+        self.rows = torch.empty(capacity, self.row_width(obs_dim, act_dim))  # the system hands out pages when written
+        self.pos, self.size = 0, 0
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @staticmethod
+    def row_width(obs_dim, act_dim):
+        """float32 numbers a transition takes."""
+        return 2 * obs_dim + act_dim + 2
+
+    def add(self, obs, next_obs, act, reward, terminated):
+        """Stores one transition (arrays (S,), (S,), (A,) and two numbers); the oldest makes room."""
+        row = np.concatenate([obs, next_obs, act, [reward, terminated]]).astype(np.float32)
+        self.rows[self.pos] = torch.from_numpy(row)
+        self.pos = (self.pos + 1) % len(self.rows)
+        self.size = min(self.size + 1, len(self.rows))
+
+    def sample(self, batch_size, device="cpu"):
+        """Draws Transitions uniformly with replacement."""
+        rows = self.rows[torch.randint(self.size, (batch_size,), generator=self.generator)].to(device)
+        return Transitions(*rows.split(self.widths, dim=1))
+
+
+def soft_q_loss(policy, target, data, gamma):
+    """The one loss of MEow (Eq. 9), summed over the shifts. Returns it with Q (B, max(1, num_shifts))."""
+    with torch.no_grad():
+        v_clip = target.get_v(data.next_obs).min(dim=1, keepdim=True).values  # SCDQ: V + min(b1, b2)
+        target_q = data.reward + gamma * (1 - data.terminated) * v_clip  # only termination cuts the bootstrap
+    q = policy.get_q(data.obs, data.act)
+    return 0.5 * (q - target_q).square().sum(dim=1).mean(), q  # Eq. 9
+
+
+def evaluate(policy, envs, deterministic=True):
+    """The paper's evaluation: plays one episode in each of `envs` (seeds 0, 1, 2, ...), networks in eval mode.
+
+    Returns the undiscounted returns (len(envs),). Draws from no random stream of the caller.
+    """
+    training, device = policy.training, next(policy.parameters()).device
+    policy.eval()
+    returns = np.zeros(len(envs))
+    running = np.arange(len(envs))
+    obs = np.stack([env.reset(seed=seed)[0] for seed, env in enumerate(envs)])
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        while len(running) > 0:
+            batch = torch.as_tensor(obs[running], dtype=torch.float32, device=device)
+            actions = policy.sample(batch, deterministic)[0].cpu().numpy()
+            done = np.zeros(len(running), dtype=bool)
+            for k, i in enumerate(running):
+                obs[i], reward, terminated, truncated, _ = envs[i].step(actions[k])
+                returns[i] += reward
+                done[k] = terminated or truncated
+            running = running[~done]
+    policy.train(training)
+    return returns
+
+
+class TrainResult(NamedTuple):
+    """What `train` returns: the policy, the folder runs/NAME, and [(step, returns (eval_episodes,)), ...]."""
+
+    policy: FlowPolicy
+    run_dir: str
+    evaluations: list
+
+
+def train(args):
+    """Trains MEow as `args` says (the paper's Algorithm 1) and writes runs/NAME. Returns a TrainResult.
+
+    Raises ValueError before any work for bad input, and FloatingPointError if the run diverges.
+    """
+    check_args(args)
+    obs_dim, act_dim = check_env(args)
+    run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run_dir = f"runs/{run_name}"
+    try:
+        os.makedirs(run_dir)
+    except OSError as error:
+        raise ValueError(f"the folder {run_dir} must be writable and new: {error.strerror}") from error
+    print(f"{run_dir}\n{describe_settings(args)}", flush=True)
+
+    versions = {m.__name__: m.__version__ for m in (gym, mujoco, np, torch)} | {"python": platform.python_version()}
+    with open(f"{run_dir}/config.json", "w") as file:
+        json.dump({"args": asdict(args), "versions": versions}, file, indent=2)
+    if args.track:
+        import wandb
+
+        wandb.init(
+            project=args.wandb_project_name,
+            entity=args.wandb_entity,
+            sync_tensorboard=True,
+            config=asdict(args) | {"versions": versions},
+            name=run_name,
+            monitor_gym=True,
+            save_code=True,
+        )
+    writer = SummaryWriter(run_dir)
+    writer.add_text(
+        "hyperparameters",
+        "|param|value|\n|-|-|\n%s" % ("\n".join([f"|{k}|{v}|" for k, v in (asdict(args) | versions).items()])),
+    )
+
+    # TRY NOT TO MODIFY: seeding
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+
+    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+
+    # env setup
+    envs = SyncVectorEnv(
+        [make_env(args.env_id, args.seed, 0, args.capture_video, run_name)], autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    envs.action_space.seed(args.seed)
+    eval_envs = [make_env(args.env_id, i, i, False, run_name)() for i in range(args.eval_episodes)]
+
+    network = (obs_dim, act_dim, args.alpha, args.sigma_min, args.sigma_max, args.coupling, args.num_shifts)
+    policy = FlowPolicy(*network).to(device).eval()
+    target = FlowPolicy(*network).to(device).eval().requires_grad_(False)
+    target.load_state_dict(policy.state_dict())
+    optimizer = optim.Adam(policy.parameters(), lr=args.learning_rate)
+    rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.seed)
+
+    evaluations = []
+    start_time = time.time()
+    progress = tqdm(total=args.total_timesteps, unit="step", dynamic_ncols=True, mininterval=1.0)
+    eval_file = open(f"{run_dir}/evaluations.csv", "w", newline="")
+    eval_csv = csv.writer(eval_file)
+    eval_csv.writerow(["step", "seconds", "mean", "std", *[f"return_{i}" for i in range(args.eval_episodes)]])
+
+    def evaluate_and_log(step):
+        returns = evaluate(policy, eval_envs, args.eval_deterministic)
+        evaluations.append((step, returns))
+        eval_csv.writerow([step, f"{time.time() - start_time:.1f}", returns.mean(), returns.std(), *returns])
+        eval_file.flush()
+        writer.add_scalar("eval/episodic_return", returns.mean(), step)
+        writer.add_scalar("eval/episodic_return_std", returns.std(), step)
+        progress.write(f"step {step:,}: eval return {returns.mean():.1f} +- {returns.std():.1f}", file=sys.stdout)
+
+    def diverged(what, step):
+        return FloatingPointError(
+            f"{what} is not finite at step {step:,}: the run has diverged; "
+            "try a smaller --learning-rate or --max-grad-norm, a larger --alpha, or --num-shifts 2"
+        )
+
+    try:
+        # TRY NOT TO MODIFY: start the game
+        obs, _ = envs.reset(seed=args.seed)
+        for global_step in range(args.total_timesteps):
+            if global_step % args.eval_frequency == 0:
+                evaluate_and_log(global_step)
+
+            # ALGO LOGIC: put action logic here
+            if global_step < args.learning_starts:
+                actions = envs.action_space.sample()
+            else:
+                with torch.no_grad():
+                    actions, _ = policy.sample(torch.as_tensor(obs, dtype=torch.float32, device=device))
+                actions = actions.cpu().numpy()
+
+            # TRY NOT TO MODIFY: execute the game and log data.
+            next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+
+            # TRY NOT TO MODIFY: save data to replay buffer; an episode's last observation is in `final_obs`
+            done = terminations[0] or truncations[0]
+            real_next_obs = infos["final_obs"][0] if done else next_obs[0]
+            if not (np.isfinite(real_next_obs).all() and np.isfinite(rewards[0])):
+                raise diverged("an observation or reward", global_step)
+            rb.add(obs[0], real_next_obs, actions[0], rewards[0], terminations[0])
+            if done:
+                episode = infos["final_info"]["episode"]
+                writer.add_scalar("charts/episodic_return", episode["r"][0], global_step)
+                writer.add_scalar("charts/episodic_length", episode["l"][0], global_step)
+                progress.set_postfix_str(f"return {episode['r'][0]:.1f}", refresh=False)
+
+            # TRY NOT TO MODIFY: CRUCIAL step easy to overlook
+            obs = next_obs
+
+            # ALGO LOGIC: training.
+            if global_step > args.learning_starts:
+                data = rb.sample(args.batch_size, device)
+                policy.train()  # dropout is active only in the Q of the loss
+                loss, q = soft_q_loss(policy, target, data, args.gamma)
+                policy.eval()
+                if not torch.isfinite(loss):
+                    raise diverged("the loss", global_step)
+
+                # optimize the model
+                optimizer.zero_grad()
+                loss.backward()
+                grad_norm = nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+                optimizer.step()
+
+                # update the target network
+                with torch.no_grad():
+                    for param, target_param in zip(policy.parameters(), target.parameters(), strict=True):
+                        target_param.lerp_(param, args.tau)
+
+                if global_step % 100 == 0:
+                    with torch.no_grad():  # Fig. 1: logs of the products of the layers' Jacobian determinants
+                        log_det_nonlinear = policy.inverse(data.obs, data.act)[1].mean()
+                        log_det_linear = -policy.log_sigma(data.obs).sum(dim=1).mean()
+                    writer.add_scalar("losses/qf_loss", loss.item(), global_step)
+                    for k, q_k in enumerate(q.mean(dim=0).tolist()):
+                        writer.add_scalar(f"losses/qf{k + 1}_values", q_k, global_step)
+                    writer.add_scalar("losses/grad_norm", grad_norm.item(), global_step)
+                    writer.add_scalar("flow/log_det_nonlinear", log_det_nonlinear.item(), global_step)
+                    writer.add_scalar("flow/log_det_linear", log_det_linear.item(), global_step)
+                    writer.add_scalar("charts/SPS", int(global_step / (time.time() - start_time)), global_step)
+            progress.update()
+        evaluate_and_log(args.total_timesteps)
+        torch.save(policy.state_dict(), f"{run_dir}/model.pt")
+    finally:
+        progress.close()
+        eval_file.close()
+        writer.close()
+        envs.close()
+        for env in eval_envs:
+            env.close()
+        if args.track:
+            wandb.finish()
+    return TrainResult(policy, run_dir, evaluations)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", module="gymnasium")  # that v4 is not v5 is the point here
+    try:
+        train(tyro.cli(Args))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
