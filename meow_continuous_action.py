@@ -523,7 +523,7 @@ def train(args):
     policy = FlowPolicy(*network).to(device).eval()
     target = FlowPolicy(*network).to(device).eval().requires_grad_(False)
     target.load_state_dict(policy.state_dict())
-    optimizer = optim.Adam(policy.parameters(), lr=args.learning_rate)
+    optimizer = optim.Adam(policy.parameters(), lr=args.learning_rate, fused=True)
     rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.seed)
 
     evaluations = []
