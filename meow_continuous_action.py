@@ -81,9 +81,13 @@ PAPER_SETTINGS = {
 
 
 def paper_row(env_id):
-    """The name of `env_id`'s row in PAPER_SETTINGS (a v5 id takes its v4 row), or None if the paper has no such task."""
+    """The name of `env_id`'s row in PAPER_SETTINGS (a v5 id takes its v4 row), or None if it has none."""
     row = env_id.removesuffix("-v5") + "-v4" if env_id.endswith("-v5") else env_id
     return row if row in PAPER_SETTINGS else None
+
+
+class UsageError(ValueError):
+    """Bad input: one sentence naming the flag and what is allowed. Raised before any work; exit code 2."""
 
 
 @dataclass
@@ -139,7 +143,7 @@ class Args:
     sigma_max: float | None = None
     """upper bound of log sigma(s) (Table A3)"""
     coupling: Literal["additive", "affine"] = "additive"
-    """kind of the non-linear layers (Fig. A1); only additive ones make deterministic inference the exact mode (Sec. 3.3)"""
+    """kind of the non-linear layers (Fig. A1); with additive ones the deterministic action is the mode (Sec. 3.3)"""
     num_shifts: Literal[0, 1, 2] = 2
     """learnable reward shifts (Sec. 3.2, Fig. 6): 0 vanilla, 1 +LRS, 2 +LRS & SCDQ"""
 
@@ -158,9 +162,8 @@ def describe_settings(args):
     else:
         lines = [f"{args.env_id}: the paper's settings for {row} (Table A3), flags win"]
     for name, default in SHARED_SETTINGS.items():
-        paper = PAPER_SETTINGS.get(row, {}).get(name, default)
-        value = getattr(args, name)
-        lines.append(f"  {name:16} {value:<12,}" + ("" if value == paper else f" (set by you; the table has {paper:,})"))
+        table, value = PAPER_SETTINGS.get(row, {}).get(name, default), getattr(args, name)
+        lines.append(f"  {name} = {value:,}" + ("" if value == table else f" (set by you; the table has {table:,})"))
     if mujoco.__version__ != PAPER_MUJOCO:
         lines.append(
             f"mujoco {mujoco.__version__} is not {PAPER_MUJOCO}: contacts differ between versions, "
@@ -170,59 +173,69 @@ def describe_settings(args):
 
 
 def check_args(args):
-    """Raises ValueError, one sentence naming the flag and what is allowed, for arguments no run can have."""
+    """Raises UsageError for arguments no run can have."""
     for name in ("total_timesteps", "buffer_size", "batch_size", "eval_frequency", "eval_episodes"):
         if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     for name in ("seed", "learning_starts"):
         if getattr(args, name) < 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(args, name)}")
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(args, name)}")
     for name in ("learning_rate", "max_grad_norm", "alpha"):
         if not (getattr(args, name) > 0 and math.isfinite(getattr(args, name))):
-            raise ValueError(f"--{name.replace('_', '-')} must be a finite number above 0, got {getattr(args, name)}")
+            raise UsageError(f"--{name.replace('_', '-')} must be a finite number above 0, got {getattr(args, name)}")
     if not 0 < args.tau <= 1:
-        raise ValueError(f"--tau must be above 0 and at most 1, got {args.tau}")
+        raise UsageError(f"--tau must be above 0 and at most 1, got {args.tau}")
     if not 0 <= args.gamma <= 1:
-        raise ValueError(f"--gamma must be between 0 and 1, got {args.gamma}")
+        raise UsageError(f"--gamma must be between 0 and 1, got {args.gamma}")
     if not (-math.inf < args.sigma_min < args.sigma_max < math.inf):
-        raise ValueError(f"--sigma-min must be below --sigma-max, got {args.sigma_min} and {args.sigma_max}")
+        raise UsageError(f"--sigma-min must be below --sigma-max, got {args.sigma_min} and {args.sigma_max}")
     if args.learning_starts >= args.total_timesteps:
-        raise ValueError(
-            f"--learning-starts must be below --total-timesteps, got {args.learning_starts:,} and {args.total_timesteps:,}"
+        raise UsageError(
+            f"--learning-starts must be below --total-timesteps, got {args.learning_starts} and {args.total_timesteps}"
         )
     if args.buffer_size < args.batch_size:
-        raise ValueError(
-            f"--buffer-size must be at least --batch-size, got {args.buffer_size:,} and {args.batch_size:,}"
-        )
+        raise UsageError(f"--buffer-size must be at least --batch-size, got {args.buffer_size} and {args.batch_size}")
 
 
 def check_env(args):
-    """Builds the environment once. Returns (obs_dim, act_dim); raises ValueError for a task MEow cannot run on."""
+    """Builds the environment once. Returns (obs_dim, act_dim); raises UsageError for a task MEow cannot run on."""
     try:
         env = make_env(args.env_id, args.seed, 0, False, "")()
-    except (gym.error.Error, ImportError) as error:
-        names = difflib.get_close_matches(args.env_id, gym.registry, n=3, cutoff=0.4)
-        hint = f"; the closest names are {', '.join(names)}" if names else ""
-        raise ValueError(f"--env-id {args.env_id} cannot be made ({str(error).rstrip('.')}){hint}") from error
+    except (gym.error.UnregisteredEnv, ImportError) as error:
+        names = ", ".join(difflib.get_close_matches(args.env_id, gym.registry, n=3, cutoff=0))
+        raise UsageError(f"--env-id {args.env_id} is not registered; the closest names are {names}") from error
+    except gym.error.Error as error:
+        raise UsageError(f"--env-id {args.env_id} cannot be made here: {error}") from error
     obs_space, act_space = env.observation_space, env.action_space
     env.close()
     if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
-        raise ValueError(f"--env-id {args.env_id} must have observations that are a 1-D Box, it has {obs_space}")
+        raise UsageError(f"--env-id {args.env_id} must have observations that are a 1-D Box, it has {obs_space}")
     obs_dim, act_dim = obs_space.shape[0], act_space.shape[0]
     gigabytes = args.buffer_size * ReplayBuffer.row_width(obs_dim, act_dim) * 4 / 1e9
     free = psutil.virtual_memory().available / 1e9
     if gigabytes > free:
-        raise ValueError(
+        raise UsageError(
             f"--buffer-size {args.buffer_size:,} needs {gigabytes:,.1f} GB of memory for {args.env_id}, "
             f"at most the {free:,.1f} GB that are free are allowed"
         )
+    if args.capture_video:
+        try:
+            env = gym.make(args.env_id, render_mode="rgb_array")
+            env.reset()
+            env.render()
+            env.close()
+        except Exception as error:  # every renderer fails in its own way
+            raise UsageError(
+                f"--capture-video must be able to render {args.env_id}, which failed ({error}); on a machine without a "
+                "display set MUJOCO_GL=egl or MUJOCO_GL=osmesa and install that library"
+            ) from error
     return obs_dim, act_dim
 
 
 def make_env(env_id, seed, idx, capture_video, run_name):
     """A thunk that makes the environment with actions in [-1,1]^A, rescaled to its own bounds (Humanoid's are +-0.4).
 
-    The thunk raises ValueError if the action space is not a bounded 1-D Box.
+    The thunk raises UsageError if the action space is not a bounded 1-D Box.
     """
 
     def thunk():
@@ -234,7 +247,7 @@ def make_env(env_id, seed, idx, capture_video, run_name):
         space = env.action_space
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not space.is_bounded():
             env.close()
-            raise ValueError(f"--env-id {env_id} must have actions that are a bounded 1-D Box, it has {space}")
+            raise UsageError(f"--env-id {env_id} must have actions that are a bounded 1-D Box, it has {space}")
         env = gym.wrappers.RecordEpisodeStatistics(env)
         env = gym.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
         env.action_space.seed(seed)
@@ -336,13 +349,13 @@ class FlowPolicy(nn.Module):
         return self.sigma_min + 0.5 * (self.sigma_max - self.sigma_min) * (torch.tanh(self.sigma_net(obs)) + 1)
 
     def shift(self, obs):
-        """alpha * b_k(s) of learnable reward shifting (Sec. 3.2), zero without shifts: (B, S) -> (B, max(1, num_shifts))."""
+        """alpha * b_k(s) of learnable reward shifting (Sec. 3.2), 0 without: (B, S) -> (B, max(1, num_shifts))."""
         if len(self.shifts) == 0:
             return obs.new_zeros(len(obs), 1)
         return self.alpha * torch.cat([b(obs) for b in self.shifts], dim=1)
 
     def inverse(self, obs, act):
-        """Non-linear layers from action to u = sigma(s) * z: returns u (B, A) and log prod_{i in S_n} |det J_i| (B,)."""
+        """Non-linear layers, act (B, A) -> u = sigma(s) * z (B, A), log prod_{i in S_n} |det J_i(a,s)| (B,)."""
         act = act.clamp(-1 + 1e-5, 1 - 1e-5)
         u = torch.atanh(act)
         log_det = -torch.log(1 - act.square() + torch.finfo(act.dtype).eps).sum(dim=1)  # d atanh(a)/da = 1/(1-a^2)
@@ -352,9 +365,9 @@ class FlowPolicy(nn.Module):
         return u, log_det
 
     def get_q(self, obs, act):
-        """Q_b(s,a) = Q(s,a) + b_k(s), one column a shift: (B, S), (B, A) -> (B, max(1, num_shifts)). One pass of the flow."""
+        """Q_b(s,a) = Q(s,a) + b_k(s) in one pass of the flow: (B, S), (B, A) -> (B, max(1, num_shifts))."""
         u, log_det = self.inverse(obs, act)
-        log_p_z = -0.5 * (u / self.log_sigma(obs).exp()).square().sum(dim=1)  # its constant sits in V, as in the authors'
+        log_p_z = -0.5 * (u / self.log_sigma(obs).exp()).square().sum(dim=1)  # the constant is in V, as in their code
         q = self.alpha * (log_p_z + log_det)  # Eq. 8
         return q[:, None] + self.shift(obs)  # Sec. 3.2
 
@@ -400,7 +413,7 @@ class Transitions(NamedTuple):
 
 
 class ReplayBuffer:
-    """Uniform replay memory with one row a transition, so that a batch is one gather. Its stream of draws is its own."""
+    """Uniform replay memory, one row a transition so that a batch is one gather, with a random stream of its own."""
 
     def __init__(self, capacity, obs_dim, act_dim, seed=0):
         self.widths = (obs_dim, obs_dim, act_dim, 1, 1)
@@ -429,10 +442,27 @@ class ReplayBuffer:
 def soft_q_loss(policy, target, data, gamma):
     """The one loss of MEow (Eq. 9), summed over the shifts. Returns it with Q (B, max(1, num_shifts))."""
     with torch.no_grad():
-        v_clip = target.get_v(data.next_obs).min(dim=1, keepdim=True).values  # SCDQ: V + min(b1, b2)
+        v_clip = target.get_v(data.next_obs).min(dim=1, keepdim=True).values  # SCDQ: V + min(b1, b2), Sec. 3.2
         target_q = data.reward + gamma * (1 - data.terminated) * v_clip  # only termination cuts the bootstrap
     q = policy.get_q(data.obs, data.act)
     return 0.5 * (q - target_q).square().sum(dim=1).mean(), q  # Eq. 9
+
+
+def update(policy, target, optimizer, data, gamma, tau, max_grad_norm):
+    """A gradient step on Eq. 9 and a Polyak step. Returns the loss, Q (B, max(1, num_shifts)) and the gradient norm."""
+    policy.train()  # dropout is active only in the Q of the loss
+    loss, q = soft_q_loss(policy, target, data, gamma)
+    policy.eval()
+
+    optimizer.zero_grad()
+    loss.backward()
+    grad_norm = nn.utils.clip_grad_norm_(policy.parameters(), max_grad_norm)
+    optimizer.step()
+
+    with torch.no_grad():
+        for param, target_param in zip(policy.parameters(), target.parameters(), strict=True):
+            target_param.lerp_(param, tau)  # target <- (1 - tau) * target + tau * param
+    return loss.detach(), q.detach(), grad_norm
 
 
 def evaluate(policy, envs, deterministic=True):
@@ -471,7 +501,7 @@ class TrainResult(NamedTuple):
 def train(args):
     """Trains MEow as `args` says (the paper's Algorithm 1) and writes runs/NAME. Returns a TrainResult.
 
-    Raises ValueError before any work for bad input, and FloatingPointError if the run diverges.
+    Raises UsageError before any work for bad input, and FloatingPointError if the run diverges.
     """
     check_args(args)
     obs_dim, act_dim = check_env(args)
@@ -480,7 +510,7 @@ def train(args):
     try:
         os.makedirs(run_dir)
     except OSError as error:
-        raise ValueError(f"the folder {run_dir} must be writable and new: {error.strerror}") from error
+        raise UsageError(f"the folder {run_dir}, named after --exp-name, must be new and writable: {error}") from error
     print(f"{run_dir}\n{describe_settings(args)}", flush=True)
 
     versions = {m.__name__: m.__version__ for m in (gym, mujoco, np, torch)} | {"python": platform.python_version()}
@@ -499,10 +529,8 @@ def train(args):
             save_code=True,
         )
     writer = SummaryWriter(run_dir)
-    writer.add_text(
-        "hyperparameters",
-        "|param|value|\n|-|-|\n%s" % ("\n".join([f"|{k}|{v}|" for k, v in (asdict(args) | versions).items()])),
-    )
+    table = "\n".join(f"|{key}|{value}|" for key, value in (asdict(args) | versions).items())
+    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
 
     # TRY NOT TO MODIFY: seeding
     random.seed(args.seed)
@@ -528,7 +556,7 @@ def train(args):
 
     evaluations = []
     start_time = time.time()
-    progress = tqdm(total=args.total_timesteps, unit="step", dynamic_ncols=True, mininterval=1.0)
+    progress = tqdm(total=args.total_timesteps, unit="step", dynamic_ncols=True, mininterval=1.0)  # its rate is the SPS
     eval_file = open(f"{run_dir}/evaluations.csv", "w", newline="")
     eval_csv = csv.writer(eval_file)
     eval_csv.writerow(["step", "seconds", "mean", "std", *[f"return_{i}" for i in range(args.eval_episodes)]])
@@ -584,22 +612,9 @@ def train(args):
             # ALGO LOGIC: training.
             if global_step > args.learning_starts:
                 data = rb.sample(args.batch_size, device)
-                policy.train()  # dropout is active only in the Q of the loss
-                loss, q = soft_q_loss(policy, target, data, args.gamma)
-                policy.eval()
+                loss, q, grad_norm = update(policy, target, optimizer, data, args.gamma, args.tau, args.max_grad_norm)
                 if not torch.isfinite(loss):
                     raise diverged("the loss", global_step)
-
-                # optimize the model
-                optimizer.zero_grad()
-                loss.backward()
-                grad_norm = nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
-                optimizer.step()
-
-                # update the target network
-                with torch.no_grad():
-                    for param, target_param in zip(policy.parameters(), target.parameters(), strict=True):
-                        target_param.lerp_(param, args.tau)
 
                 if global_step % 100 == 0:
                     with torch.no_grad():  # Fig. 1: logs of the products of the layers' Jacobian determinants
@@ -615,6 +630,7 @@ def train(args):
             progress.update()
         evaluate_and_log(args.total_timesteps)
         torch.save(policy.state_dict(), f"{run_dir}/model.pt")
+        progress.write(f"finished: {run_dir} (look at it with `tensorboard --logdir runs`)", file=sys.stdout)
     finally:
         progress.close()
         eval_file.close()
@@ -629,11 +645,10 @@ def train(args):
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", module="gymnasium")  # that v4 is not v5 is the point here
+    if not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # renders videos without a display
     try:
         train(tyro.cli(Args))
-    except ValueError as error:
+    except (UsageError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -1,0 +1,46 @@
+"""Small environments whose transitions can be counted, registered for every test."""
+
+import gymnasium as gym
+import numpy as np
+
+
+class CountingEnv(gym.Env):
+    """obs = [episode, t, t]: an episode alternates between terminating at t = 7 and running into its time limit of 10.
+
+    `poison_at` makes the observation NaN at that step of the first episode.
+    """
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+
+    def __init__(self, render_mode=None, action_space=None, observation_space=None, poison_at=None):
+        self.action_space = action_space or gym.spaces.Box(-0.4, 0.8, (2,), np.float32)
+        self.observation_space = observation_space or CountingEnv.observation_space
+        self.render_mode, self.poison_at = render_mode, poison_at
+        self.episode, self.actions = -1, []
+
+    def observe(self):
+        return np.array([self.episode, self.t, self.t], dtype=np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.t = self.episode + 1, 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.t += 1
+        self.actions.append(action)
+        obs = self.observe() * np.nan if self.t == self.poison_at else self.observe()
+        return obs, float(self.t), self.t == 7 and self.episode % 2 == 0, False, {}
+
+
+def register(name, **kwargs):
+    gym.register(name, entry_point=CountingEnv, max_episode_steps=10, kwargs=kwargs)
+
+
+register("Counting-v0")
+register("Poisoned-v0", poison_at=5)
+register("Discrete-v0", action_space=gym.spaces.Discrete(3))
+register("Unbounded-v0", action_space=gym.spaces.Box(-np.inf, np.inf, (2,)))
+register("MatrixAction-v0", action_space=gym.spaces.Box(-1, 1, (2, 2)))
+register("Image-v0", observation_space=gym.spaces.Box(0, 255, (8, 8, 3), np.uint8))
+register("Dict-v0", observation_space=gym.spaces.Dict({"x": gym.spaces.Box(-1, 1, (3,))}))

@@ -1,0 +1,331 @@
+"""The equations of the flow (shared/paper sections 1-2): against autograd, quadrature and an independent library."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.distributions import Independent, Normal, TransformedDistribution
+from torch.distributions.transforms import AffineTransform, IndependentTransform, TanhTransform
+from zuko.transforms import CouplingTransform
+
+from meow_continuous_action import FlowPolicy, Transitions, soft_q_loss, update
+
+OBS_DIM, ALPHA = 5, 0.3
+COUPLINGS = ["additive", "affine"]
+
+
+def random_policy(act_dim, coupling="additive", num_shifts=2, dtype=torch.float64, **kwargs):
+    """A policy in eval mode with random non-zero weights in every network."""
+    torch.manual_seed(act_dim)
+    policy = FlowPolicy(OBS_DIM, act_dim, ALPHA, coupling=coupling, num_shifts=num_shifts, **kwargs).to(dtype).eval()
+    with torch.no_grad():
+        for param in policy.parameters():
+            param.add_(0.1 * torch.randn_like(param))
+        for layer in policy.couplings:  # keeps tanh away from its rounding limits, where no float32 density is exact
+            for net in (layer.translation, layer.log_scale):
+                if net is not None:
+                    net[-1].weight.mul_(0.3)
+    return policy
+
+
+def random_obs(batch, dtype=torch.float64):
+    return torch.randn(batch, OBS_DIM, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def grid(policy, obs, limit, points):
+    """Actions on a tensor grid over u = atanh(a), and the weights da of the midpoint rule."""
+    edges = torch.linspace(-limit, limit, points + 1, dtype=obs.dtype)
+    axis = 0.5 * (edges[1:] + edges[:-1])
+    u = torch.cartesian_prod(*[axis] * policy.act_dim).reshape(-1, policy.act_dim)
+    weights = (1 - torch.tanh(u).square()).prod(dim=1) * (edges[1] - edges[0]) ** policy.act_dim
+    return obs.expand(len(u), -1), torch.tanh(u), weights
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("act_dim", [1, 2, 3, 6, 17])
+@pytest.mark.parametrize("dtype, tol", [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+def test_inverse_undoes_forward(coupling, act_dim, dtype, tol):
+    policy, obs = random_policy(act_dim, coupling, dtype=dtype), random_obs(64, dtype)
+    z = torch.randn(64, act_dim, dtype=dtype)
+    u, _ = policy.inverse(obs, policy(obs, z))
+    sigma = policy.log_sigma(obs).exp()
+    torch.testing.assert_close(u, sigma * z, atol=tol, rtol=tol)
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("act_dim", [1, 2, 3, 6])
+def test_log_determinants_equal_those_of_autograds_jacobian(coupling, act_dim):
+    policy, obs = random_policy(act_dim, coupling), random_obs(8)
+    act = policy.sample(obs)[0].detach()
+    _, log_det = policy.inverse(obs, act)
+    for i in range(len(obs)):
+
+        def nonlinear(a, i=i):
+            return policy.inverse(obs[i : i + 1], a[None])[0][0]
+
+        jacobian = torch.func.jacrev(nonlinear)(act[i])
+        torch.testing.assert_close(log_det[i], jacobian.det().abs().log(), atol=1e-9, rtol=1e-9)
+        for layer in policy.couplings:
+
+            def coupled(u, i=i, layer=layer):
+                return layer.inverse(u[None], obs[i : i + 1])[0][0]
+
+            layer_log_det = layer.inverse(act[i : i + 1], obs[i : i + 1])[1][0]
+            expected = torch.func.jacrev(coupled)(act[i]).det().abs().log()
+            torch.testing.assert_close(layer_log_det, expected, atol=1e-9, rtol=1e-9)
+            if coupling == "additive":
+                assert layer_log_det == 0
+
+        def linear(u, i=i):
+            return u / policy.log_sigma(obs[i : i + 1])[0].exp()
+
+        expected = torch.func.jacrev(linear)(act[i]).det().abs().log()
+        torch.testing.assert_close(-policy.log_sigma(obs)[i].sum(), expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("dtype, tol", [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+def test_sampled_log_prob_is_the_change_of_variables_and_log_prob(coupling, deterministic, dtype, tol):
+    policy, obs = random_policy(3, coupling, dtype=dtype), random_obs(32, dtype)
+    torch.manual_seed(7)
+    act, log_prob = policy.sample(obs, deterministic=deterministic)
+    torch.testing.assert_close(log_prob, policy.log_prob(obs, act), atol=tol, rtol=tol)
+    # the same number from the forward pass alone: log p_z(z) - log|det d act / d z|
+    torch.manual_seed(7)
+    z = torch.zeros(32, 3, dtype=dtype) if deterministic else torch.randn(32, 3, dtype=dtype)
+    torch.testing.assert_close(policy(obs, z), act)
+    exact = copy.deepcopy(policy).double()
+    for i in range(len(obs)):
+        jacobian = torch.func.jacrev(lambda x, i=i: exact(obs[i : i + 1].double(), x[None])[0])(z[i].double())
+        expected = Normal(0.0, 1.0).log_prob(z[i].double()).sum() - jacobian.det().abs().log()
+        rounding = tol if dtype == torch.float64 else 0.02  # atanh of a float32 action near 1, divided by a small sigma
+        torch.testing.assert_close(log_prob[i].double(), expected, atol=rounding, rtol=rounding)
+
+
+@pytest.mark.parametrize("saturated", [1.0, -1.0])
+def test_sampled_log_prob_agrees_where_tanh_saturates(saturated):
+    policy, obs = random_policy(3, dtype=torch.float32), random_obs(32, torch.float32)
+    with torch.no_grad():
+        for layer in policy.couplings:
+            layer.translation[-1].bias.fill_(20.0 * saturated)
+    act, log_prob = policy.sample(obs)
+    assert (act == saturated).all()
+    assert torch.isfinite(log_prob).all()
+    torch.testing.assert_close(log_prob, policy.log_prob(obs, act), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("act_dim, points", [(1, 2_000), (2, 160)])
+@pytest.mark.parametrize("num_shifts", [0, 1, 2])
+def test_density_integrates_to_one_and_v_is_the_log_integral(coupling, act_dim, points, num_shifts):
+    policy = random_policy(act_dim, coupling, num_shifts, sigma_min=-2.0)
+    with torch.no_grad():
+        for obs in random_obs(3).split(1):
+            obs_grid, act, weights = grid(policy, obs, 6.0, points)
+            mass = (policy.log_prob(obs_grid, act).exp() * weights).sum()
+            assert abs(mass - 1) < 1e-6
+            q = policy.get_q(obs_grid, act)  # (N, K)
+            soft_value = ALPHA * torch.logsumexp(
+                q / ALPHA + weights.log()[:, None], dim=0
+            )  # alpha log int exp(Q/alpha)
+            torch.testing.assert_close(policy.get_v(obs)[0], soft_value, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("num_shifts", [0, 1, 2])
+def test_policy_is_exp_of_the_advantage_and_shifts_leave_it_unchanged(coupling, num_shifts):
+    policy, obs = random_policy(4, coupling, num_shifts), random_obs(16)
+    act = torch.rand(16, 4, dtype=torch.float64) * 2 - 1
+    q, v, log_prob = policy.get_q(obs, act), policy.get_v(obs), policy.log_prob(obs, act)
+    assert q.shape == v.shape == (16, max(1, num_shifts)) and log_prob.shape == (16,)
+    torch.testing.assert_close((q - v) / ALPHA, log_prob[:, None].expand_as(q), atol=1e-9, rtol=1e-9)
+    unshifted = copy.deepcopy(policy)
+    unshifted.shifts = torch.nn.ModuleList()
+    b = torch.cat([net(obs) for net in policy.shifts], dim=1) if num_shifts else torch.zeros_like(q)
+    assert num_shifts == 0 or b.std(dim=0).min() > 1e-3  # a shift that is one constant would test little
+    torch.testing.assert_close(q, unshifted.get_q(obs, act) + ALPHA * b)
+    torch.testing.assert_close(v, unshifted.get_v(obs) + ALPHA * b)
+    torch.testing.assert_close(
+        v.min(dim=1).values, (unshifted.get_v(obs) + ALPHA * b.min(dim=1, keepdim=True).values)[:, 0]
+    )
+    torch.testing.assert_close(log_prob, unshifted.log_prob(obs, act))
+    torch.manual_seed(1)
+    act, log_prob = policy.sample(obs)
+    torch.manual_seed(1)
+    unshifted_act, unshifted_log_prob = unshifted.sample(obs)
+    assert torch.equal(act, unshifted_act) and torch.equal(log_prob, unshifted_log_prob)
+
+
+@pytest.mark.parametrize("act_dim, points", [(1, 2_000), (2, 160)])
+def test_deterministic_action_is_the_mode_before_tanh(act_dim, points):
+    policy, obs = random_policy(act_dim), random_obs(1)
+    with torch.no_grad():
+        act, log_prob = policy.sample(obs, deterministic=True)
+        obs_grid, act_grid, _ = grid(policy, obs, 6.0, points)
+
+        def log_density_before_tanh(obs, act):
+            return policy.log_prob(obs, act) + torch.log(1 - act.square()).sum(dim=1)
+
+        on_grid = log_density_before_tanh(obs_grid, act_grid)
+        assert log_density_before_tanh(obs, act)[0] >= on_grid.max()
+        gap = (torch.atanh(act_grid[on_grid.argmax()]) - torch.atanh(act[0])).abs().max()
+        assert gap < 2 * 12.0 / points
+    assert torch.equal(act, policy.sample(obs, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_density_equals_that_of_an_independent_library(coupling):
+    """torch.distributions and zuko's coupling build the same flow from the same hypernetworks' outputs."""
+    policy, obs = random_policy(5, coupling), random_obs(1)
+
+    def coupling_transform(layer):
+        kept = layer.mask.bool()
+
+        def meta(u_kept):
+            u = torch.zeros(len(u_kept), policy.act_dim, dtype=u_kept.dtype)
+            u[:, kept] = u_kept
+            x = torch.cat([u, obs.expand(len(u), -1)], dim=1)
+            scale = (
+                layer.log_scale(x)[:, ~kept].exp() if layer.log_scale is not None else torch.ones(len(u), 1).double()
+            )
+            return IndependentTransform(AffineTransform(layer.translation(x)[:, ~kept], scale), 1)
+
+        return CouplingTransform(meta, kept)
+
+    base = Independent(Normal(torch.zeros(1, 5).double(), policy.log_sigma(obs).exp()), 1)
+    transforms = [coupling_transform(layer) for layer in policy.couplings]
+    oracle = TransformedDistribution(base, [*transforms, IndependentTransform(TanhTransform(), 1)])
+    act = policy.sample(obs.expand(200, -1))[0].detach()
+    act = act[act.abs().max(dim=1).values < 0.999]
+    assert len(act) > 100
+    torch.testing.assert_close(
+        policy.log_prob(obs.expand(len(act), -1), act), oracle.log_prob(act), atol=1e-9, rtol=1e-9
+    )
+
+
+def test_v_evaluates_no_coupling_and_q_each_coupling_once():
+    policy, obs = random_policy(3), random_obs(4)
+    calls = []
+    for layer in policy.couplings:
+        layer.translation.register_forward_hook(lambda *_: calls.append(1))
+    policy.get_v(obs)
+    assert calls == []
+    policy.get_q(obs, torch.zeros(4, 3).double())
+    assert len(calls) == 4
+
+
+def test_dropout_is_active_in_training_q_only():
+    policy, obs = random_policy(3), random_obs(16)
+    act = torch.zeros(16, 3, dtype=torch.float64)
+    assert torch.equal(policy.get_q(obs, act), policy.get_q(obs, act))
+    policy.train()
+    assert not torch.equal(policy.get_q(obs, act), policy.get_q(obs, act))
+    assert torch.equal(policy.get_v(obs), policy.get_v(obs))
+
+
+def test_architecture_is_the_papers():
+    policy = FlowPolicy(11, 3, 0.25, coupling="affine")
+    assert [layer.mask.tolist() for layer in policy.couplings] == 2 * [[1, 0, 1], [0, 1, 0]]
+    for layer in policy.couplings:
+        for net in (layer.translation, layer.log_scale):
+            names = [type(module).__name__ for module in net]
+            assert names == 2 * ["Linear", "LayerNorm", "Swish", "Dropout"] + ["Linear"]
+            assert [m.weight.shape for m in net if isinstance(m, torch.nn.Linear)] == [(64, 14), (64, 64), (3, 64)]
+            assert all(module.p == 0.1 for module in net if isinstance(module, torch.nn.Dropout))
+            for module in net:
+                if isinstance(module, torch.nn.Linear):
+                    weight = module.weight if module.weight.shape[0] <= module.weight.shape[1] else module.weight.T
+                    torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)), atol=1e-5, rtol=0)
+    for net, hidden, out in [(policy.sigma_net, 64, 3), *[(shift, 256, 1) for shift in policy.shifts]]:
+        assert [type(module).__name__ for module in net] == 2 * ["Linear", "Swish"] + ["Linear"]
+        shapes = [module.weight.shape for module in net if isinstance(module, torch.nn.Linear)]
+        assert shapes == [(hidden, 11), (hidden, hidden), (out, hidden)]
+        assert all((module.weight == 0).all() for module in net if isinstance(module, torch.nn.Linear))
+        assert all((module.beta == 1).all() for module in net if type(module).__name__ == "Swish")
+        assert net[-1].bias.abs().max() > 0  # biases keep the framework's default
+
+
+def test_v_at_initialisation_is_the_one_computed_by_hand():
+    torch.manual_seed(0)
+    policy = FlowPolicy(11, 3, 0.25, sigma_min=-5.0, sigma_max=-0.3).eval()
+    log_sigma = [-5.0 + 4.7 / 2 * (math.tanh(bias) + 1) for bias in policy.sigma_net[-1].bias.tolist()]
+    v = 0.25 * (1.5 * math.log(2 * math.pi) + sum(log_sigma))
+    expected = torch.tensor([[v + 0.25 * shift[-1].bias.item() for shift in policy.shifts]]).expand(7, 2)
+    torch.testing.assert_close(policy.get_v(torch.randn(7, 11)), expected, atol=1e-5, rtol=0)
+
+
+def random_batch(policy, batch=32):
+    generator = torch.Generator().manual_seed(3)
+    obs, next_obs = torch.randn(2, batch, OBS_DIM, generator=generator).double()
+    act = torch.rand(batch, policy.act_dim, generator=generator).double() * 2 - 1
+    reward = torch.randn(batch, 1, generator=generator).double()
+    terminated = (torch.rand(batch, 1, generator=generator) < 0.3).double()
+    return Transitions(obs, next_obs, act, reward, terminated)
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_one_pass_loss_has_the_gradients_of_the_two_pass_form(coupling):
+    """The authors run the flow on a doubled batch, b1 added to the first half and b2 to the second (dropout off)."""
+    policy, target = random_policy(3, coupling), random_policy(3, coupling)
+    with torch.no_grad():
+        for param in target.parameters():
+            param.add_(0.05 * torch.randn_like(param))
+    data = random_batch(policy)
+    loss, q = soft_q_loss(policy, target, data, 0.9)
+    one_pass = torch.autograd.grad(loss, policy.parameters())
+
+    b1, b2 = target.shifts
+    bare = copy.deepcopy(target)
+    bare.shifts = torch.nn.ModuleList()
+    v = bare.get_v(data.next_obs) + ALPHA * torch.minimum(b1(data.next_obs), b2(data.next_obs))
+    y = (data.reward + 0.9 * (1 - data.terminated) * v).detach()
+    obs, act = torch.cat([data.obs, data.obs]), torch.cat([data.act, data.act])
+    u, log_det = policy.inverse(obs, act)
+    flow_q = log_det - 0.5 * (u / policy.log_sigma(obs).exp()).square().sum(dim=1)
+    shift = torch.cat([policy.shifts[0](data.obs), policy.shifts[1](data.obs)])
+    two_pass_q = ALPHA * (flow_q[:, None] + shift)
+    two_pass_loss = F.mse_loss(two_pass_q, torch.cat([y, y]))
+    two_pass = torch.autograd.grad(two_pass_loss, policy.parameters())
+
+    torch.testing.assert_close(loss, two_pass_loss)
+    torch.testing.assert_close(q, torch.cat(two_pass_q.split(32), dim=1))
+    assert max(grad.abs().max() for grad in one_pass) > 1e-3
+    for a, b in zip(one_pass, two_pass, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("num_shifts", [0, 1, 2])
+def test_loss_is_equation_9(num_shifts):
+    policy, target = random_policy(3, num_shifts=num_shifts), random_policy(3, num_shifts=num_shifts)
+    data, loss = random_batch(policy), 0.0
+    for i in range(32):
+        row = Transitions(*[field[i : i + 1] for field in data])
+        bootstrap = 0.0 if row.terminated.item() else 0.9 * min(target.get_v(row.next_obs)[0].tolist())
+        for q in policy.get_q(row.obs, row.act)[0].tolist():
+            loss += 0.5 * (q - (row.reward.item() + bootstrap)) ** 2 / 32
+    assert soft_q_loss(policy, target, data, 0.9)[0].item() == pytest.approx(loss, rel=1e-9)
+
+
+def test_update_clips_the_gradient_moves_the_policy_and_averages_the_target():
+    policy, target = random_policy(3), random_policy(3).requires_grad_(False)
+    with torch.no_grad():
+        for param in target.parameters():
+            param.add_(0.05 * torch.randn_like(param))
+    optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)  # a plain step shows the clipped gradient itself
+    before, target_before = copy.deepcopy(policy), copy.deepcopy(target)
+    loss, q, grad_norm = update(policy, target, optimizer, random_batch(policy), 0.9, 0.005, 0.01)
+    assert grad_norm > 0.01 and not policy.training and q.shape == (32, 2) and torch.isfinite(loss)
+    steps = [new - old for new, old in zip(policy.parameters(), before.parameters(), strict=True)]
+    assert torch.cat([step.flatten() for step in steps]).norm().item() == pytest.approx(0.01, rel=1e-4)
+    triples = zip(target.parameters(), target_before.parameters(), policy.parameters(), strict=True)
+    for new, old, online in triples:
+        torch.testing.assert_close(new, 0.995 * old + 0.005 * online)
+
+
+@pytest.mark.parametrize("kwargs", [{"coupling": "spline"}, {"num_shifts": 3}])
+def test_flow_policy_refuses_unknown_choices(kwargs):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
+        FlowPolicy(3, 1, 0.1, **kwargs)

@@ -1,0 +1,204 @@
+"""The training loop, buffer and evaluation: what is stored, what is seeded, what stops a run."""
+
+import csv
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import meow_continuous_action as meow
+from meow_continuous_action import Args, FlowPolicy, ReplayBuffer, evaluate, make_env, train
+
+
+def small_args(**kwargs):
+    settings = {"env_id": "Counting-v0", "total_timesteps": 300, "learning_starts": 50, "eval_frequency": 100}
+    return Args(**(settings | {"batch_size": 8, "buffer_size": 1000, "eval_episodes": 2} | kwargs))
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def buffers(monkeypatch):
+    """Every ReplayBuffer that a run makes."""
+    made = []
+
+    class Recorded(ReplayBuffer):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(meow, "ReplayBuffer", Recorded)
+    return made
+
+
+def test_no_stored_pair_crosses_an_episode_and_only_termination_cuts(buffers):
+    train(small_args())
+    rb = buffers[0]
+    assert rb.size == 300
+    obs, next_obs, _, reward, terminated = rb.rows[:300].split(rb.widths, dim=1)
+    assert torch.equal(obs[:, 0], next_obs[:, 0])  # the same episode
+    assert torch.equal(obs[:, 1] + 1, next_obs[:, 1])  # the next step of it
+    assert torch.equal(reward[:, 0], next_obs[:, 1])
+    even = next_obs[:, 0] % 2 == 0
+    assert torch.equal(terminated[:, 0].bool(), even & (next_obs[:, 1] == 7))
+    # every last observation is stored once: t = 7 where the episode terminates, t = 10 where it is truncated
+    for episode in range(int(obs[:, 0].max())):
+        steps = next_obs[obs[:, 0] == episode, 1].tolist()
+        assert steps == list(range(1, 8 if episode % 2 == 0 else 11))
+    assert (next_obs[:, 1] == 10).any() and (next_obs[:, 1] == 7).any()
+
+
+def test_stored_actions_are_in_unit_bounds_and_the_env_gets_its_own(buffers):
+    env = make_env("Counting-v0", 0, 0, False, "")()
+    env.reset(seed=0)
+    for action in ([-1.0, 1.0], [0.0, 0.5]):
+        env.step(np.array(action, dtype=np.float32))
+    np.testing.assert_allclose(env.unwrapped.actions, [[-0.4, 0.8], [0.2, 0.5]], atol=1e-6)
+    humanoid = make_env("Humanoid-v4", 0, 0, False, "")()
+    humanoid.reset(seed=0)
+    humanoid.step(np.ones(17, dtype=np.float32))
+    np.testing.assert_allclose(humanoid.unwrapped.data.ctrl, 0.4, atol=1e-6)
+    humanoid.close()
+    train(small_args())
+    act = buffers[0].rows[:300].split(buffers[0].widths, dim=1)[2]
+    assert act.abs().max() <= 1
+    assert act[:50].abs().max() > 0.9 and act[:50].mean(dim=0).abs().max() < 0.3  # uniform before learning
+
+
+def test_replay_buffer_keeps_the_newest_and_draws_uniformly():
+    rb = ReplayBuffer(10, 2, 1, seed=0)
+    for i in range(25):
+        rb.add(np.full(2, i), np.full(2, i + 0.5), np.full(1, -i), 10 * i, i % 2)
+    data = rb.sample(20_000)
+    assert [field.shape[1] for field in data] == [2, 2, 1, 1, 1]
+    i = data.obs[:, :1]
+    assert torch.equal(data.next_obs, (i + 0.5).expand(-1, 2)) and torch.equal(data.act, -i)
+    assert torch.equal(data.reward, 10 * i) and torch.equal(data.terminated, i % 2)
+    counts = torch.bincount(i[:, 0].long(), minlength=25)
+    assert (counts[:15] == 0).all() and (counts[15:] > 1800).all() and (counts[15:] < 2200).all()
+
+
+def test_replay_buffer_never_draws_what_was_not_written():
+    rb = ReplayBuffer(1000, 2, 1, seed=0)
+    for i in range(3):
+        rb.add(np.full(2, i), np.zeros(2), np.zeros(1), 0, 0)
+    assert set(rb.sample(1000).obs[:, 0].tolist()) == {0.0, 1.0, 2.0}
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another():
+    runs = [train(small_args(seed=seed, exp_name=name)) for seed, name in [(3, "a"), (3, "b"), (4, "c")]]
+    weights = [torch.cat([p.flatten() for p in run.policy.parameters()]) for run in runs]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_evaluation_frequency_changes_nothing_in_training(buffers):
+    """Stochastic evaluation draws noise: it must come from streams of its own."""
+    frequencies = {"never": 10_000, "often": 10}
+    runs = [
+        train(
+            small_args(env_id="Hopper-v4", eval_frequency=f, exp_name=n, total_timesteps=150, eval_deterministic=False)
+        )
+        for n, f in frequencies.items()
+    ]
+    assert [len(run.evaluations) for run in runs] == [2, 16]
+    assert torch.equal(buffers[0].rows[:150], buffers[1].rows[:150])
+    for a, b in zip(runs[0].policy.parameters(), runs[1].policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_evaluate_is_the_papers_protocol_and_touches_no_random_stream():
+    envs = [make_env("Hopper-v4", i, i, False, "")() for i in range(3)]
+    torch.manual_seed(0)
+    policy = FlowPolicy(11, 3, 0.25).train()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    returns = {det: evaluate(policy, envs, deterministic=det) for det in (True, False)}
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    assert policy.training
+    policy.eval()
+    for seed, env in enumerate(envs):
+        obs, _ = env.reset(seed=seed)
+        total, done = 0.0, False
+        while not done:
+            with torch.no_grad():
+                act = policy.sample(torch.as_tensor(obs[None], dtype=torch.float32), deterministic=True)[0][0].numpy()
+            obs, reward, terminated, truncated, _ = env.step(act)
+            total, done = total + reward, terminated or truncated
+        assert total == pytest.approx(returns[True][seed], rel=0.02)  # batches of another size round differently
+    assert np.array_equal(evaluate(policy, envs), returns[True])  # the same every time
+    assert np.array_equal(evaluate(policy, envs, deterministic=False), returns[False])
+    assert not np.array_equal(returns[True], returns[False])
+
+
+def test_a_run_leaves_its_settings_versions_evaluations_and_scalars():
+    result = train(small_args())
+    assert [step for step, _ in result.evaluations] == [0, 100, 200, 300]
+    with open(f"{result.run_dir}/evaluations.csv") as file:
+        rows = list(csv.DictReader(file))
+    for row, (step, returns) in zip(rows, result.evaluations, strict=True):
+        assert int(row["step"]) == step
+        assert [float(row["return_0"]), float(row["return_1"])] == returns.tolist()
+        assert float(row["mean"]) == pytest.approx(returns.mean()) and float(row["std"]) == pytest.approx(returns.std())
+        assert set(returns) <= {28.0, 55.0}  # 1 + ... + 7 and 1 + ... + 10
+    with open(f"{result.run_dir}/config.json") as file:
+        config = json.load(file)
+    assert config["args"]["alpha"] == 0.25 and config["args"]["env_id"] == "Counting-v0"
+    assert set(config["versions"]) == {"gymnasium", "mujoco", "numpy", "torch", "python"}
+    logs = EventAccumulator(result.run_dir).Reload()
+    tags = {"eval/episodic_return", "eval/episodic_return_std", "charts/episodic_return", "charts/episodic_length"}
+    tags |= {"charts/SPS", "losses/qf_loss", "losses/qf1_values", "losses/qf2_values", "losses/grad_norm"}
+    tags |= {"flow/log_det_nonlinear", "flow/log_det_linear"}
+    assert set(logs.Tags()["scalars"]) == tags
+    assert {event.value for event in logs.Scalars("charts/episodic_length")} == {7.0, 10.0}
+    assert [event.step for event in logs.Scalars("eval/episodic_return")] == [0, 100, 200, 300]
+    state = torch.load(f"{result.run_dir}/model.pt", weights_only=True)
+    assert all(torch.equal(state[name], value) for name, value in result.policy.state_dict().items())
+
+
+def logged(run_dir, tag):
+    return [event.value for event in EventAccumulator(run_dir).Reload().Scalars(tag)]
+
+
+@pytest.mark.parametrize("num_shifts", [0, 1, 2])
+@pytest.mark.parametrize("coupling", ["additive", "affine"])
+def test_every_ablation_trains(num_shifts, coupling):
+    result = train(small_args(num_shifts=num_shifts, coupling=coupling, eval_deterministic=coupling == "additive"))
+    assert len(result.policy.shifts) == num_shifts
+    assert all(torch.isfinite(param).all() for param in result.policy.parameters())
+    assert len(logged(result.run_dir, "flow/log_det_nonlinear")) == 2
+
+
+def test_a_poisoned_observation_stops_the_run_after_the_logs_are_written():
+    with pytest.raises(FloatingPointError, match="an observation or reward is not finite at step 4"):
+        train(small_args(env_id="Poisoned-v0", eval_episodes=1))
+    (run_dir,) = meow.os.listdir("runs")
+    assert len(logged(f"runs/{run_dir}", "eval/episodic_return")) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_try(monkeypatch):
+    healthy, calls = meow.soft_q_loss, []
+
+    def poisoned(*args):
+        loss, q = healthy(*args)
+        calls.append(1)
+        return (loss * torch.nan if len(calls) == 20 else loss), q
+
+    monkeypatch.setattr(meow, "soft_q_loss", poisoned)
+    with pytest.raises(FloatingPointError, match="the loss is not finite at step 70.*--learning-rate.*--alpha"):
+        train(small_args())
+
+
+def test_same_step_autoreset_reports_the_true_last_observation():
+    envs = SyncVectorEnv([make_env("Counting-v0", 0, 0, False, "")], autoreset_mode=AutoresetMode.SAME_STEP)
+    envs.reset(seed=0)
+    for _ in range(7):
+        obs, _, terminations, _, infos = envs.step(np.zeros((1, 2), dtype=np.float32))
+    assert terminations[0] and infos["final_obs"][0].tolist() == [0, 7, 7] and obs[0].tolist() == [1, 0, 0]
+    assert infos["final_info"]["episode"]["r"][0] == 28
