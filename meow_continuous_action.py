@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.11"
+# requires-python = ">=3.11,<3.14"
 # dependencies = [
 #   "gymnasium[mujoco]==1.4.0",
 #   "moviepy==2.2.1",
@@ -27,6 +27,8 @@ g(a|s) = z has non-linear layers S_n (tanh and couplings) and one linear layer S
     pi(a|s) = exp((Q(s,a) - V(s)) / alpha),  drawn by running the flow forward from z ~ N(0, I)
     loss   =  E[ 1/2 * (Q(s,a) - (r + gamma * (1 - terminated) * V_target(s')))^2 ]                         (Eq. 9)
 
+(p_z's constant, alpha * A/2 * log(2 pi), is counted in V: the policy is the same and both move by one constant.)
+
 Expected (paper, mean return of 10 greedy episodes): Hopper-v4 1,390 at 150k steps, 3,490 at 1.5M; Humanoid-v4 5,620 at
 1.25M, 6,810 at 5M. Every run writes TensorBoard logs, config.json and evaluations.csv to runs/NAME.
 
@@ -35,6 +37,7 @@ Where this file departs from the authors' code (the README says why): both shift
 very action, a non-finite loss stops the run, and there is no temperature-tuning switch (theirs has no effect).
 """
 
+import contextlib
 import csv
 import difflib
 import json
@@ -42,6 +45,7 @@ import math
 import os
 import platform
 import random
+import re
 import sys
 import time
 import warnings
@@ -81,8 +85,8 @@ PAPER_SETTINGS = {
 
 
 def paper_row(env_id):
-    """The name of `env_id`'s row in PAPER_SETTINGS (a v5 id takes its v4 row), or None if it has none."""
-    row = env_id.removesuffix("-v5") + "-v4" if env_id.endswith("-v5") else env_id
+    """The name of `env_id`'s row in PAPER_SETTINGS, whatever its module and version, or None if it has none."""
+    row = re.sub(r"(-v\d+)?$", "-v4", env_id.rpartition(":")[2], count=1)
     return row if row in PAPER_SETTINGS else None
 
 
@@ -97,17 +101,17 @@ class Args:
     seed: int = 1
     """seed of the experiment (the paper's curves: 5 seeds)"""
     torch_deterministic: bool = True
-    """if toggled, `torch.backends.cudnn.deterministic=True`"""
+    """sets `torch.backends.cudnn.deterministic`"""
     cuda: bool = True
-    """if toggled, a CUDA device is used where there is one"""
+    """use a CUDA device where there is one"""
     track: bool = False
-    """if toggled, this experiment will be tracked with Weights and Biases (offline: set WANDB_MODE=offline)"""
+    """track this experiment with Weights and Biases (offline: set WANDB_MODE=offline)"""
     wandb_project_name: str = "meow"
     """the wandb's project name"""
     wandb_entity: str | None = None
     """the entity (team) of wandb's project"""
     capture_video: bool = False
-    """if toggled, videos of training episodes 0, 1, 8, 27, ... and every 1000th are written to `videos/NAME`"""
+    """write videos of training episodes 0, 1, 8, 27, ... and every 1000th to `videos/NAME`"""
 
     # Evaluation (the paper's protocol)
     eval_frequency: int = 10_000
@@ -115,19 +119,19 @@ class Args:
     eval_episodes: int = 10
     """episodes of an evaluation, reset with seeds 0, 1, 2, ..."""
     eval_deterministic: bool = True
-    """evaluate the flow's forward pass of z = 0 (Sec. 3.3); --no-eval-deterministic samples the policy (Fig. 7)"""
+    """act by the flow's forward pass of z = 0 (Sec. 3.3), or else sample the policy (Fig. 7)"""
 
     # Algorithm specific arguments
     env_id: str = "Hopper-v4"
-    """the environment id of the task; None below means: the paper's value for it"""
+    """the environment id of the task"""
     total_timesteps: int | None = None
-    """total timesteps of the experiments (Fig. 3)"""
+    """total timesteps of the experiments (Fig. 3; None: the paper's for --env-id)"""
     buffer_size: int = 1_000_000
     """the replay memory buffer size (Table A1)"""
     batch_size: int = 256
     """the batch size of sample from the replay memory (Table A1)"""
     learning_starts: int | None = None
-    """timestep to start learning; actions before it are uniform (authors' launch settings)"""
+    """timestep to start learning; uniform actions before (authors' launch settings; None: theirs for --env-id)"""
     learning_rate: float = 1e-3
     """the learning rate of Adam, the one optimizer (Table A1)"""
     max_grad_norm: float = 30.0
@@ -135,15 +139,15 @@ class Args:
     gamma: float = 0.99
     """the discount factor gamma (Table A1)"""
     tau: float | None = None
-    """target smoothing coefficient of the Polyak average (Table A3)"""
+    """target smoothing coefficient of the Polyak average (Table A3; None: the paper's for --env-id)"""
     alpha: float | None = None
-    """entropy regularization coefficient, the temperature of pi = exp((Q - V) / alpha) (Table A3)"""
+    """temperature of pi = exp((Q - V) / alpha), weight of the entropy (Table A3; None: the paper's for --env-id)"""
     sigma_min: float | None = None
-    """lower bound of log sigma(s), the linear layer's scale (Table A3)"""
+    """lower bound of log sigma(s), the linear layer's scale (Table A3; None: the paper's for --env-id)"""
     sigma_max: float | None = None
-    """upper bound of log sigma(s) (Table A3)"""
+    """upper bound of log sigma(s) (Table A3; None: the paper's for --env-id)"""
     coupling: Literal["additive", "affine"] = "additive"
-    """kind of the non-linear layers (Fig. A1); with additive ones the deterministic action is the mode (Sec. 3.3)"""
+    """kind of the non-linear layers (Fig. A1); only additive ones have the mode at z = 0, before tanh (Sec. 3.3)"""
     num_shifts: Literal[0, 1, 2] = 2
     """learnable reward shifts (Sec. 3.2, Fig. 6): 0 vanilla, 1 +LRS, 2 +LRS & SCDQ"""
 
@@ -160,7 +164,7 @@ def describe_settings(args):
     if row is None:
         lines = [f"{args.env_id} is not in the paper: settings not given as flags are the shared defaults"]
     else:
-        lines = [f"{args.env_id}: the paper's settings for {row} (Table A3), flags win"]
+        lines = [f"{args.env_id}: the paper's settings for {row}, flags win"]
     for name, default in SHARED_SETTINGS.items():
         table, value = PAPER_SETTINGS.get(row, {}).get(name, default), getattr(args, name)
         lines.append(f"  {name} = {value:,}" + ("" if value == table else f" (set by you; the table has {table:,})"))
@@ -174,25 +178,30 @@ def describe_settings(args):
 
 def check_args(args):
     """Raises UsageError for arguments no run can have."""
-    for name in ("total_timesteps", "buffer_size", "batch_size", "eval_frequency", "eval_episodes"):
-        if getattr(args, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    for name in ("seed", "learning_starts"):
-        if getattr(args, name) < 0:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(args, name)}")
-    for name in ("learning_rate", "max_grad_norm", "alpha"):
-        if not (getattr(args, name) > 0 and math.isfinite(getattr(args, name))):
-            raise UsageError(f"--{name.replace('_', '-')} must be a finite number above 0, got {getattr(args, name)}")
-    if not 0 < args.tau <= 1:
-        raise UsageError(f"--tau must be above 0 and at most 1, got {args.tau}")
-    if not 0 <= args.gamma <= 1:
-        raise UsageError(f"--gamma must be between 0 and 1, got {args.gamma}")
-    if not (-math.inf < args.sigma_min < args.sigma_max < math.inf):
-        raise UsageError(f"--sigma-min must be below --sigma-max, got {args.sigma_min} and {args.sigma_max}")
-    if args.learning_starts >= args.total_timesteps:
-        raise UsageError(
-            f"--learning-starts must be below --total-timesteps, got {args.learning_starts} and {args.total_timesteps}"
-        )
+
+    def integer(low, high=math.inf):
+        return lambda x: isinstance(x, int) and low <= x <= high
+
+    counts = ("total_timesteps", "buffer_size", "batch_size", "eval_frequency", "eval_episodes")
+    for names, allowed, is_allowed in [
+        (counts, "an integer of at least 1", integer(1)),
+        (("learning_starts",), "an integer of at least 0", integer(0)),
+        (("seed",), "an integer from 0 to 2**32 - 1", integer(0, 2**32 - 1)),
+        (("learning_rate", "max_grad_norm", "alpha"), "a finite number above 0", lambda x: 0 < x < math.inf),
+        (("tau",), "above 0 and at most 1", lambda x: 0 < x <= 1),
+        (("gamma",), "between 0 and 1", lambda x: 0 <= x <= 1),
+        (("sigma_min", "sigma_max"), "a finite number", math.isfinite),
+        (("coupling",), "additive or affine", lambda x: x in ("additive", "affine")),
+        (("num_shifts",), "0, 1 or 2", lambda x: x in (0, 1, 2)),
+        (("exp_name",), "a name without /", lambda x: "/" not in x),
+    ]:
+        for name in names:
+            if not is_allowed(getattr(args, name)):
+                raise UsageError(f"--{name.replace('_', '-')} must be {allowed}, got {getattr(args, name)}")
+    for low, high in [("sigma_min", "sigma_max"), ("learning_starts", "total_timesteps")]:
+        if getattr(args, low) >= getattr(args, high):
+            flags = f"--{low.replace('_', '-')} must be below --{high.replace('_', '-')}"
+            raise UsageError(f"{flags}, got {getattr(args, low)} and {getattr(args, high)}")
     if args.buffer_size < args.batch_size:
         raise UsageError(f"--buffer-size must be at least --batch-size, got {args.buffer_size} and {args.batch_size}")
 
@@ -201,11 +210,12 @@ def check_env(args):
     """Builds the environment once. Returns (obs_dim, act_dim); raises UsageError for a task MEow cannot run on."""
     try:
         env = make_env(args.env_id, args.seed, 0, False, "")()
-    except (gym.error.UnregisteredEnv, ImportError) as error:
-        names = ", ".join(difflib.get_close_matches(args.env_id, gym.registry, n=3, cutoff=0))
-        raise UsageError(f"--env-id {args.env_id} is not registered; the closest names are {names}") from error
-    except gym.error.Error as error:
-        raise UsageError(f"--env-id {args.env_id} cannot be made here: {error}") from error
+    except (gym.error.Error, ImportError) as error:
+        reason = str(error)
+        if isinstance(error, gym.error.UnregisteredEnv):
+            names = ", ".join(difflib.get_close_matches(args.env_id, gym.registry, n=3, cutoff=0))
+            reason = f"it is not registered; the closest names are {names}"
+        raise UsageError(f"--env-id {args.env_id} cannot be made here: {reason}") from error
     obs_space, act_space = env.observation_space, env.action_space
     env.close()
     if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
@@ -219,15 +229,18 @@ def check_env(args):
             f"at most the {free:,.1f} GB that are free are allowed"
         )
     if args.capture_video:
+        if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+            os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default renderer needs a display
         try:
+            os.makedirs("videos", exist_ok=True)
             env = gym.make(args.env_id, render_mode="rgb_array")
             env.reset()
             env.render()
             env.close()
         except Exception as error:  # every renderer fails in its own way
             raise UsageError(
-                f"--capture-video must be able to render {args.env_id}, which failed ({error}); on a machine without a "
-                "display set MUJOCO_GL=egl or MUJOCO_GL=osmesa and install that library"
+                f"--capture-video must be able to write videos/ and to render {args.env_id}, which failed ({error}); "
+                "MuJoCo without a display needs MUJOCO_GL=egl or MUJOCO_GL=osmesa and that library"
             ) from error
     return obs_dim, act_dim
 
@@ -245,11 +258,16 @@ def make_env(env_id, seed, idx, capture_video, run_name):
         else:
             env = gym.make(env_id)
         space = env.action_space
-        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not space.is_bounded():
+        if (
+            not (isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and space.is_bounded())
+            or space.shape[1:]
+        ):
             env.close()
-            raise UsageError(f"--env-id {env_id} must have actions that are a bounded 1-D Box, it has {space}")
+            raise UsageError(
+                f"--env-id {env_id} must have actions that are a bounded 1-D Box of floats, it has {space}"
+            )
         env = gym.wrappers.RecordEpisodeStatistics(env)
-        env = gym.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+        env = gym.wrappers.RescaleAction(env, -1.0, 1.0)
         env.action_space.seed(seed)
         return env
 
@@ -349,7 +367,7 @@ class FlowPolicy(nn.Module):
         return self.sigma_min + 0.5 * (self.sigma_max - self.sigma_min) * (torch.tanh(self.sigma_net(obs)) + 1)
 
     def shift(self, obs):
-        """alpha * b_k(s) of learnable reward shifting (Sec. 3.2), 0 without: (B, S) -> (B, max(1, num_shifts))."""
+        """alpha * b_k(s) of learnable reward shifting (Sec. 3.2), zero without: (B, S) -> (B, max(1, num_shifts))."""
         if len(self.shifts) == 0:
             return obs.new_zeros(len(obs), 1)
         return self.alpha * torch.cat([b(obs) for b in self.shifts], dim=1)
@@ -367,14 +385,14 @@ class FlowPolicy(nn.Module):
     def get_q(self, obs, act):
         """Q_b(s,a) = Q(s,a) + b_k(s) in one pass of the flow: (B, S), (B, A) -> (B, max(1, num_shifts))."""
         u, log_det = self.inverse(obs, act)
-        log_p_z = -0.5 * (u / self.log_sigma(obs).exp()).square().sum(dim=1)  # the constant is in V, as in their code
+        log_p_z = -0.5 * (u / self.log_sigma(obs).exp()).square().sum(dim=1)  # without p_z's constant
         q = self.alpha * (log_p_z + log_det)  # Eq. 8
         return q[:, None] + self.shift(obs)  # Sec. 3.2
 
     def get_v(self, obs):
         """V_b(s) = V(s) + b_k(s), not clipped: (B, S) -> (B, max(1, num_shifts)). Evaluates no coupling layer."""
         log_det = -self.log_sigma(obs).sum(dim=1)  # of z = u / sigma(s)
-        v = self.alpha * (0.5 * self.act_dim * math.log(2 * math.pi) - log_det)  # Eq. 8
+        v = self.alpha * (0.5 * self.act_dim * math.log(2 * math.pi) - log_det)  # Eq. 8, with p_z's constant
         return v[:, None] + self.shift(obs)  # Sec. 3.2
 
     def log_prob(self, obs, act):
@@ -391,14 +409,18 @@ class FlowPolicy(nn.Module):
             u = layer(u, obs)
         return torch.tanh(u)
 
-    def sample(self, obs, deterministic=False):
-        """Draws a ~ pi(.|s): (B, S) -> act (B, A), log_prob (B,), the log-density of that very action.
+    def act(self, obs, deterministic=False):
+        """An action a ~ pi(.|s) by one forward pass: (B, S) -> (B, A).
 
-        deterministic: the forward pass of z = 0, which is argmax_a Q(s,a) for additive couplings (Sec. 3.3), taken
-        over the density BEFORE tanh (tanh moves the mode of the density, not the way to it).
+        deterministic: the forward pass of z = 0 (Sec. 3.3). With additive couplings that is tanh of the mode of the
+        density BEFORE tanh, not quite argmax_a Q(s,a), in which tanh's log-determinant counts too.
         """
         z = obs.new_zeros(len(obs), self.act_dim)
-        act = self(obs, z if deterministic else torch.randn_like(z))
+        return self(obs, z if deterministic else torch.randn_like(z))
+
+    def sample(self, obs, deterministic=False):
+        """An action and the log-density of that very action: (B, S) -> act (B, A), log_prob (B,)."""
+        act = self.act(obs, deterministic)
         return act, self.log_prob(obs, act)
 
 
@@ -417,7 +439,7 @@ class ReplayBuffer:
 
     def __init__(self, capacity, obs_dim, act_dim, seed=0):
         self.widths = (obs_dim, obs_dim, act_dim, 1, 1)
-        self.rows = torch.empty(capacity, self.row_width(obs_dim, act_dim))  # the system hands out pages when written
+        self.rows = torch.empty(capacity, self.row_width(obs_dim, act_dim))  # takes memory only as it fills
         self.pos, self.size = 0, 0
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -427,8 +449,13 @@ class ReplayBuffer:
         return 2 * obs_dim + act_dim + 2
 
     def add(self, obs, next_obs, act, reward, terminated):
-        """Stores one transition (arrays (S,), (S,), (A,) and two numbers); the oldest makes room."""
-        row = np.concatenate([obs, next_obs, act, [reward, terminated]]).astype(np.float32)
+        """Stores one transition (arrays (S,), (S,), (A,) and two numbers); the oldest makes room.
+
+        Raises FloatingPointError if a number of it is not finite in float32.
+        """
+        row = np.concatenate([obs, next_obs, act, [reward, terminated]], dtype=np.float32)
+        if not np.isfinite(row).all():
+            raise FloatingPointError("an observation, action or reward")
         self.rows[self.pos] = torch.from_numpy(row)
         self.pos = (self.pos + 1) % len(self.rows)
         self.size = min(self.size + 1, len(self.rows))
@@ -468,7 +495,8 @@ def update(policy, target, optimizer, data, gamma, tau, max_grad_norm):
 def evaluate(policy, envs, deterministic=True):
     """The paper's evaluation: plays one episode in each of `envs` (seeds 0, 1, 2, ...), networks in eval mode.
 
-    Returns the undiscounted returns (len(envs),). Draws from no random stream of the caller.
+    Returns the undiscounted returns (len(envs),). Draws from no random stream of the caller. The environments must
+    end their episodes. Raises FloatingPointError if one of the numbers they return is not finite.
     """
     training, device = policy.training, next(policy.parameters()).device
     policy.eval()
@@ -479,12 +507,14 @@ def evaluate(policy, envs, deterministic=True):
         torch.manual_seed(0)
         while len(running) > 0:
             batch = torch.as_tensor(obs[running], dtype=torch.float32, device=device)
-            actions = policy.sample(batch, deterministic)[0].cpu().numpy()
+            actions = policy.act(batch, deterministic).cpu().numpy()
             done = np.zeros(len(running), dtype=bool)
             for k, i in enumerate(running):
                 obs[i], reward, terminated, truncated, _ = envs[i].step(actions[k])
                 returns[i] += reward
                 done[k] = terminated or truncated
+            if not (np.isfinite(obs).all() and np.isfinite(returns).all()):
+                raise FloatingPointError("an observation or reward of the evaluation")
             running = running[~done]
     policy.train(training)
     return returns
@@ -498,6 +528,55 @@ class TrainResult(NamedTuple):
     evaluations: list
 
 
+def start_logging(args, stack):
+    """Makes runs/NAME with config.json, evaluations.csv and TensorBoard logs, and the W&B run. `stack` closes them.
+
+    Returns the run's name, the SummaryWriter and a function that logs one evaluation (step, seconds, returns).
+    """
+    while True:
+        run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+        run_dir = f"runs/{run_name}"
+        try:
+            os.makedirs(run_dir)
+            break
+        except FileExistsError:
+            time.sleep(1)  # another run of this seed began in the same second
+        except OSError as error:
+            raise UsageError(
+                f"the folder {run_dir} (from --env-id and --exp-name) must be writable: {error}"
+            ) from error
+
+    versions = {m.__name__: m.__version__ for m in (gym, mujoco, np, torch)} | {"python": platform.python_version()}
+    if args.track:
+        import wandb
+
+        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_name}
+        try:
+            wandb.init(**names, sync_tensorboard=True, save_code=True, config=asdict(args) | {"versions": versions})
+        except Exception as error:  # no key, no network, bad WANDB_* variables: each its own class
+            os.rmdir(run_dir)
+            raise UsageError(f"--track needs a W&B login, or WANDB_MODE=offline: {error}") from error
+        stack.push(lambda exc_type, *_: wandb.finish(exit_code=int(exc_type is not None)))
+    print(f"{run_dir}\n{describe_settings(args)}", flush=True)
+    with open(f"{run_dir}/config.json", "w") as file:
+        json.dump({"args": asdict(args), "versions": versions}, file, indent=2)
+    writer = stack.enter_context(SummaryWriter(run_dir))
+    table = "\n".join(f"|{key}|{value}|" for key, value in (asdict(args) | versions).items())
+    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+
+    file = stack.enter_context(open(f"{run_dir}/evaluations.csv", "w", newline=""))
+    rows = csv.writer(file)
+    rows.writerow(["step", "seconds", "mean", "std", *[f"return_{i}" for i in range(args.eval_episodes)]])
+
+    def log_evaluation(step, seconds, returns):
+        rows.writerow([step, f"{seconds:.1f}", returns.mean(), returns.std(), *returns])
+        file.flush()
+        writer.add_scalar("eval/episodic_return", returns.mean(), step)
+        writer.add_scalar("eval/episodic_return_std", returns.std(), step)
+
+    return run_name, writer, log_evaluation
+
+
 def train(args):
     """Trains MEow as `args` says (the paper's Algorithm 1) and writes runs/NAME. Returns a TrainResult.
 
@@ -505,148 +584,106 @@ def train(args):
     """
     check_args(args)
     obs_dim, act_dim = check_env(args)
-    run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    run_dir = f"runs/{run_name}"
-    try:
-        os.makedirs(run_dir)
-    except OSError as error:
-        raise UsageError(f"the folder {run_dir}, named after --exp-name, must be new and writable: {error}") from error
-    print(f"{run_dir}\n{describe_settings(args)}", flush=True)
+    with contextlib.ExitStack() as stack:
+        run_name, writer, log_evaluation = start_logging(args, stack)
 
-    versions = {m.__name__: m.__version__ for m in (gym, mujoco, np, torch)} | {"python": platform.python_version()}
-    with open(f"{run_dir}/config.json", "w") as file:
-        json.dump({"args": asdict(args), "versions": versions}, file, indent=2)
-    if args.track:
-        import wandb
+        # TRY NOT TO MODIFY: seeding
+        random.seed(args.seed)
+        np.random.seed(args.seed)
+        torch.manual_seed(args.seed)
+        torch.backends.cudnn.deterministic = args.torch_deterministic
 
-        wandb.init(
-            project=args.wandb_project_name,
-            entity=args.wandb_entity,
-            sync_tensorboard=True,
-            config=asdict(args) | {"versions": versions},
-            name=run_name,
-            monitor_gym=True,
-            save_code=True,
-        )
-    writer = SummaryWriter(run_dir)
-    table = "\n".join(f"|{key}|{value}|" for key, value in (asdict(args) | versions).items())
-    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+        device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
 
-    # TRY NOT TO MODIFY: seeding
-    random.seed(args.seed)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-
-    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
-
-    # env setup
-    envs = SyncVectorEnv(
-        [make_env(args.env_id, args.seed, 0, args.capture_video, run_name)], autoreset_mode=AutoresetMode.SAME_STEP
-    )
-    envs.action_space.seed(args.seed)
-    eval_envs = [make_env(args.env_id, i, i, False, run_name)() for i in range(args.eval_episodes)]
-
-    network = (obs_dim, act_dim, args.alpha, args.sigma_min, args.sigma_max, args.coupling, args.num_shifts)
-    policy = FlowPolicy(*network).to(device).eval()
-    target = FlowPolicy(*network).to(device).eval().requires_grad_(False)
-    target.load_state_dict(policy.state_dict())
-    optimizer = optim.Adam(policy.parameters(), lr=args.learning_rate, fused=True)
-    rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.seed)
-
-    evaluations = []
-    start_time = time.time()
-    progress = tqdm(total=args.total_timesteps, unit="step", dynamic_ncols=True, mininterval=1.0)  # its rate is the SPS
-    eval_file = open(f"{run_dir}/evaluations.csv", "w", newline="")
-    eval_csv = csv.writer(eval_file)
-    eval_csv.writerow(["step", "seconds", "mean", "std", *[f"return_{i}" for i in range(args.eval_episodes)]])
-
-    def evaluate_and_log(step):
-        returns = evaluate(policy, eval_envs, args.eval_deterministic)
-        evaluations.append((step, returns))
-        eval_csv.writerow([step, f"{time.time() - start_time:.1f}", returns.mean(), returns.std(), *returns])
-        eval_file.flush()
-        writer.add_scalar("eval/episodic_return", returns.mean(), step)
-        writer.add_scalar("eval/episodic_return_std", returns.std(), step)
-        progress.write(f"step {step:,}: eval return {returns.mean():.1f} +- {returns.std():.1f}", file=sys.stdout)
-
-    def diverged(what, step):
-        return FloatingPointError(
-            f"{what} is not finite at step {step:,}: the run has diverged; "
-            "try a smaller --learning-rate or --max-grad-norm, a larger --alpha, or --num-shifts 2"
-        )
-
-    try:
-        # TRY NOT TO MODIFY: start the game
-        obs, _ = envs.reset(seed=args.seed)
-        for global_step in range(args.total_timesteps):
-            if global_step % args.eval_frequency == 0:
-                evaluate_and_log(global_step)
-
-            # ALGO LOGIC: put action logic here
-            if global_step < args.learning_starts:
-                actions = envs.action_space.sample()
-            else:
-                with torch.no_grad():
-                    actions, _ = policy.sample(torch.as_tensor(obs, dtype=torch.float32, device=device))
-                actions = actions.cpu().numpy()
-
-            # TRY NOT TO MODIFY: execute the game and log data.
-            next_obs, rewards, terminations, truncations, infos = envs.step(actions)
-
-            # TRY NOT TO MODIFY: save data to replay buffer; an episode's last observation is in `final_obs`
-            done = terminations[0] or truncations[0]
-            real_next_obs = infos["final_obs"][0] if done else next_obs[0]
-            if not (np.isfinite(real_next_obs).all() and np.isfinite(rewards[0])):
-                raise diverged("an observation or reward", global_step)
-            rb.add(obs[0], real_next_obs, actions[0], rewards[0], terminations[0])
-            if done:
-                episode = infos["final_info"]["episode"]
-                writer.add_scalar("charts/episodic_return", episode["r"][0], global_step)
-                writer.add_scalar("charts/episodic_length", episode["l"][0], global_step)
-                progress.set_postfix_str(f"return {episode['r'][0]:.1f}", refresh=False)
-
-            # TRY NOT TO MODIFY: CRUCIAL step easy to overlook
-            obs = next_obs
-
-            # ALGO LOGIC: training.
-            if global_step > args.learning_starts:
-                data = rb.sample(args.batch_size, device)
-                loss, q, grad_norm = update(policy, target, optimizer, data, args.gamma, args.tau, args.max_grad_norm)
-                if not torch.isfinite(loss):
-                    raise diverged("the loss", global_step)
-
-                if global_step % 100 == 0:
-                    with torch.no_grad():  # Fig. 1: logs of the products of the layers' Jacobian determinants
-                        log_det_nonlinear = policy.inverse(data.obs, data.act)[1].mean()
-                        log_det_linear = -policy.log_sigma(data.obs).sum(dim=1).mean()
-                    writer.add_scalar("losses/qf_loss", loss.item(), global_step)
-                    for k, q_k in enumerate(q.mean(dim=0).tolist()):
-                        writer.add_scalar(f"losses/qf{k + 1}_values", q_k, global_step)
-                    writer.add_scalar("losses/grad_norm", grad_norm.item(), global_step)
-                    writer.add_scalar("flow/log_det_nonlinear", log_det_nonlinear.item(), global_step)
-                    writer.add_scalar("flow/log_det_linear", log_det_linear.item(), global_step)
-                    writer.add_scalar("charts/SPS", int(global_step / (time.time() - start_time)), global_step)
-            progress.update()
-        evaluate_and_log(args.total_timesteps)
-        torch.save(policy.state_dict(), f"{run_dir}/model.pt")
-        progress.write(f"finished: {run_dir} (look at it with `tensorboard --logdir runs`)", file=sys.stdout)
-    finally:
-        progress.close()
-        eval_file.close()
-        writer.close()
-        envs.close()
+        # env setup
+        thunks = [make_env(args.env_id, args.seed, 0, args.capture_video, run_name)]
+        envs = SyncVectorEnv(thunks, autoreset_mode=AutoresetMode.SAME_STEP)
+        stack.callback(envs.close)
+        envs.action_space.seed(args.seed)
+        eval_envs = [make_env(args.env_id, i, i, False, run_name)() for i in range(args.eval_episodes)]
         for env in eval_envs:
-            env.close()
-        if args.track:
-            wandb.finish()
-    return TrainResult(policy, run_dir, evaluations)
+            stack.callback(env.close)
+
+        network = (obs_dim, act_dim, args.alpha, args.sigma_min, args.sigma_max, args.coupling, args.num_shifts)
+        policy = FlowPolicy(*network).to(device).eval()
+        target = FlowPolicy(*network).to(device).eval().requires_grad_(False)
+        target.load_state_dict(policy.state_dict())
+        optimizer = optim.Adam(policy.parameters(), lr=args.learning_rate, fused=True)
+        rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.seed)
+
+        evaluations = []
+        start_time = time.time()
+        progress = stack.enter_context(
+            tqdm(total=args.total_timesteps, unit="step", dynamic_ncols=True, mininterval=1.0)
+        )
+
+        def evaluate_and_log(step):
+            returns = evaluate(policy, eval_envs, args.eval_deterministic)
+            evaluations.append((step, returns))
+            log_evaluation(step, time.time() - start_time, returns)
+            progress.write(f"step {step:,}: eval return {returns.mean():.1f} +- {returns.std():.1f}", file=sys.stdout)
+
+        # TRY NOT TO MODIFY: start the game
+        global_step = 0
+        try:
+            obs, _ = envs.reset(seed=args.seed)
+            for global_step in range(args.total_timesteps):
+                if global_step % args.eval_frequency == 0:
+                    evaluate_and_log(global_step)
+
+                # Algorithm 1: a ~ pi(.|s), one forward pass of the flow (uniform actions first)
+                if global_step < args.learning_starts:
+                    actions = envs.action_space.sample()
+                else:
+                    with torch.no_grad():
+                        actions = policy.act(torch.as_tensor(obs, dtype=torch.float32, device=device)).cpu().numpy()
+
+                # Algorithm 1: step the environment; the last observation of an episode is in `final_obs`
+                next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+                done = terminations[0] or truncations[0]
+                real_next_obs = infos["final_obs"][0] if done else next_obs[0]
+                if done:
+                    episode = infos["final_info"]["episode"]
+                    writer.add_scalar("charts/episodic_return", episode["r"][0], global_step)
+                    writer.add_scalar("charts/episodic_length", episode["l"][0], global_step)
+                    progress.set_postfix_str(f"return {episode['r'][0]:.1f}", refresh=False)
+
+                # Algorithm 1: store (s, a, r, s')
+                rb.add(obs[0], real_next_obs, actions[0], rewards[0], terminations[0])
+                obs = next_obs  # CRUCIAL step easy to overlook
+
+                # Algorithm 1: one gradient step on Eq. 9 and one step of the target
+                if global_step > args.learning_starts:
+                    data = rb.sample(args.batch_size, device)
+                    rates = args.gamma, args.tau, args.max_grad_norm
+                    loss, q, grad_norm = update(policy, target, optimizer, data, *rates)
+                    if not torch.isfinite(loss + grad_norm):
+                        raise FloatingPointError("the loss or its gradient")
+
+                    if global_step % 100 == 0:
+                        with torch.no_grad():  # Fig. 1: logs of the products of the Jacobian determinants
+                            log_det_nonlinear = policy.inverse(data.obs, data.act)[1].mean()
+                            log_det_linear = -policy.log_sigma(data.obs).sum(dim=1).mean()
+                        scalars = {f"losses/qf{k + 1}_values": q_k for k, q_k in enumerate(q.mean(dim=0))}
+                        scalars |= {"losses/qf_loss": loss, "losses/grad_norm": grad_norm}
+                        scalars |= {"flow/log_det_nonlinear": log_det_nonlinear, "flow/log_det_linear": log_det_linear}
+                        scalars |= {"charts/SPS": int(global_step / (time.time() - start_time))}
+                        for name, value in scalars.items():
+                            writer.add_scalar(name, float(value), global_step)
+                progress.update()
+            evaluate_and_log(args.total_timesteps)
+        except FloatingPointError as error:
+            advice = "try a smaller --learning-rate or --max-grad-norm, or a larger --alpha"
+            if global_step <= args.learning_starts:
+                advice = "nothing was learnt yet, so look at the environment and at --sigma-min and --sigma-max"
+            raise FloatingPointError(f"{error} is not finite at step {global_step:,}: {advice}") from None
+        torch.save(policy.state_dict(), f"runs/{run_name}/model.pt")
+        progress.write(f"finished: runs/{run_name} (look at it with `tensorboard --logdir runs`)", file=sys.stdout)
+    return TrainResult(policy, f"runs/{run_name}", evaluations)
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", module="gymnasium")  # that v4 is not v5 is the point here
-    if not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # renders videos without a display
     try:
         train(tyro.cli(Args))
     except (UsageError, FloatingPointError) as error:

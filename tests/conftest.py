@@ -7,15 +7,15 @@ import numpy as np
 class CountingEnv(gym.Env):
     """obs = [episode, t, t]: an episode alternates between terminating at t = 7 and running into its time limit of 10.
 
-    `poison_at` makes the observation NaN at that step of the first episode.
+    `poison` = (what, episode) spoils "obs" (NaN), "reward" (inf) or "overflow" (no float32) at t = 5 of that episode.
     """
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
 
-    def __init__(self, render_mode=None, action_space=None, observation_space=None, poison_at=None):
+    def __init__(self, render_mode=None, action_space=None, observation_space=None, poison=(None, 0)):
         self.action_space = action_space or gym.spaces.Box(-0.4, 0.8, (2,), np.float32)
         self.observation_space = observation_space or CountingEnv.observation_space
-        self.render_mode, self.poison_at = render_mode, poison_at
+        self.render_mode, self.poison = render_mode, poison
         self.episode, self.actions = -1, []
 
     def observe(self):
@@ -29,8 +29,10 @@ class CountingEnv(gym.Env):
     def step(self, action):
         self.t += 1
         self.actions.append(action)
-        obs = self.observe() * np.nan if self.t == self.poison_at else self.observe()
-        return obs, float(self.t), self.t == 7 and self.episode % 2 == 0, False, {}
+        what = self.poison[0] if (self.t, self.episode) == (5, self.poison[1]) else None
+        obs = self.observe() * np.nan if what == "obs" else self.observe()
+        reward = {"reward": np.inf, "overflow": 1e300}.get(what, float(self.t))
+        return obs, reward, self.t == 7 and self.episode % 2 == 0, False, {}
 
 
 def register(name, **kwargs):
@@ -38,9 +40,12 @@ def register(name, **kwargs):
 
 
 register("Counting-v0")
-register("Poisoned-v0", poison_at=5)
+for what in ("obs", "reward", "overflow"):
+    register(f"Poisoned-{what}-v0", poison=(what, 1))  # the evaluation at step 0 plays episode 0
+register("Poisoned-first-v0", poison=("obs", 0))
 register("Discrete-v0", action_space=gym.spaces.Discrete(3))
 register("Unbounded-v0", action_space=gym.spaces.Box(-np.inf, np.inf, (2,)))
+register("IntegerAction-v0", action_space=gym.spaces.Box(-1, 1, (2,), np.int64))
 register("MatrixAction-v0", action_space=gym.spaces.Box(-1, 1, (2, 2)))
 register("Image-v0", observation_space=gym.spaces.Box(0, 255, (8, 8, 3), np.uint8))
 register("Dict-v0", observation_space=gym.spaces.Dict({"x": gym.spaces.Box(-1, 1, (3,))}))

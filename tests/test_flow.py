@@ -10,7 +10,8 @@ from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import AffineTransform, IndependentTransform, TanhTransform
 from zuko.transforms import CouplingTransform
 
-from meow_continuous_action import FlowPolicy, Transitions, soft_q_loss, update
+import meow_continuous_action as meow
+from meow_continuous_action import FlowPolicy, Swish, Transitions, soft_q_loss, update
 
 OBS_DIM, ALPHA = 5, 0.3
 COUPLINGS = ["additive", "affine"]
@@ -93,6 +94,8 @@ def test_sampled_log_prob_is_the_change_of_variables_and_log_prob(coupling, dete
     torch.manual_seed(7)
     act, log_prob = policy.sample(obs, deterministic=deterministic)
     torch.testing.assert_close(log_prob, policy.log_prob(obs, act), atol=tol, rtol=tol)
+    torch.manual_seed(7)
+    assert torch.equal(act, policy.act(obs, deterministic=deterministic))
     # the same number from the forward pass alone: log p_z(z) - log|det d act / d z|
     torch.manual_seed(7)
     z = torch.zeros(32, 3, dtype=dtype) if deterministic else torch.randn(32, 3, dtype=dtype)
@@ -248,6 +251,20 @@ def test_architecture_is_the_papers():
         assert net[-1].bias.abs().max() > 0  # biases keep the framework's default
 
 
+def test_swish_scales_only_the_sigmoid():
+    swish, x = Swish(3), torch.tensor([[-1.0, 0.5, 2.0]])
+    with torch.no_grad():
+        swish.beta.copy_(torch.tensor([2.0, 1.0, 0.5]))
+    expected = [x_i / (1 + math.exp(-beta * x_i)) for x_i, beta in [(-1.0, 2.0), (0.5, 1.0), (2.0, 0.5)]]
+    torch.testing.assert_close(swish(x), torch.tensor([expected]))
+
+
+def test_actions_are_clamped_at_1e_5_from_the_bounds():
+    policy, obs = random_policy(1), random_obs(4)
+    q = [policy.get_q(obs[:1], torch.tensor([[a]], dtype=torch.float64)).tolist() for a in (1.0, 1 - 1e-5, 1 - 1.1e-5)]
+    assert q[0] == q[1] != q[2]
+
+
 def test_v_at_initialisation_is_the_one_computed_by_hand():
     torch.manual_seed(0)
     policy = FlowPolicy(11, 3, 0.25, sigma_min=-5.0, sigma_max=-0.3).eval()
@@ -307,6 +324,18 @@ def test_loss_is_equation_9(num_shifts):
         for q in policy.get_q(row.obs, row.act)[0].tolist():
             loss += 0.5 * (q - (row.reward.item() + bootstrap)) ** 2 / 32
     assert soft_q_loss(policy, target, data, 0.9)[0].item() == pytest.approx(loss, rel=1e-9)
+
+
+def test_update_drops_out_in_the_policys_q_only(monkeypatch):
+    policy, target = random_policy(3), random_policy(3)
+    seen = []
+    for net, name in [(policy, "policy"), (target, "target")]:
+        net.couplings[0].translation[3].register_forward_hook(lambda m, *_, name=name: seen.append((name, m.training)))
+    original = soft_q_loss
+    monkeypatch.setattr(meow, "soft_q_loss", lambda *args: (seen.append("loss"), original(*args))[1])
+    update(policy, target, torch.optim.Adam(policy.parameters()), random_batch(policy), 0.9, 0.005, 30.0)
+    policy.act(random_obs(1))
+    assert seen == ["loss", ("policy", True), ("policy", False)]
 
 
 def test_update_clips_the_gradient_moves_the_policy_and_averages_the_target():

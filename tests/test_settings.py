@@ -34,6 +34,16 @@ def test_each_environment_has_the_papers_settings(name, version):
     assert (args.eval_frequency, args.eval_episodes, args.eval_deterministic) == (10_000, 10, True)
 
 
+@pytest.mark.parametrize("env_id", ["Humanoid", "gymnasium.envs.mujoco:Humanoid-v4", "Humanoid-v5"])
+def test_every_spelling_of_an_environment_has_its_row(env_id):
+    assert Args(env_id=env_id).alpha == 0.125
+
+
+@pytest.mark.parametrize("env_id", ["HumanoidStandup-v4", "mine/Humanoid-v4", "Humanoid-v4-v4", "Pendulum-v1"])
+def test_no_other_environment_has_a_row(env_id):
+    assert meow.paper_row(env_id) is None
+
+
 def test_a_flag_always_wins_and_is_shown():
     args = Args(env_id="Humanoid-v5", alpha=0.25, tau=0.0005)  # alpha: the shared default, not Humanoid's
     assert (args.alpha, args.tau, args.learning_starts) == (0.25, 0.0005, 5_000)
@@ -66,7 +76,7 @@ def test_inline_script_metadata_equals_requirements():
     block = re.search(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$", Path(meow.__file__).read_text())
     metadata = tomllib.loads("".join(line[2:] for line in block["content"].splitlines(keepends=True)))
     assert metadata["dependencies"] == (ROOT / "requirements.txt").read_text().split()
-    assert metadata["requires-python"] == ">=3.11"
+    assert metadata["requires-python"] == ">=3.11,<3.14"
     assert all("==" in dependency for dependency in metadata["dependencies"])
 
 

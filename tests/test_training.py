@@ -92,6 +92,41 @@ def test_replay_buffer_never_draws_what_was_not_written():
     assert set(rb.sample(1000).obs[:, 0].tolist()) == {0.0, 1.0, 2.0}
 
 
+def test_train_hands_every_setting_to_the_algorithm(monkeypatch):
+    calls, acts, evaluating = [], [], []
+    update, act, evaluate = meow.update, FlowPolicy.act, meow.evaluate
+
+    def spied_update(policy, target, optimizer, data, *rates):
+        if not calls:  # the target starts as a copy
+            assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), target.parameters(), strict=True))
+        assert not target.training and not any(param.requires_grad for param in target.parameters())
+        calls.append((data.obs.shape, [group["lr"] for group in optimizer.param_groups], rates))
+        return update(policy, target, optimizer, data, *rates)
+
+    def spied_evaluate(policy, envs, deterministic):
+        evaluating.append(deterministic)
+        returns = evaluate(policy, envs, deterministic)
+        evaluating.append(None)
+        return returns
+
+    def spied_act(policy, obs, deterministic=False):
+        if not evaluating or evaluating[-1] is None:
+            acts.append((deterministic, policy.training))
+        return act(policy, obs, deterministic)
+
+    monkeypatch.setattr(meow, "update", spied_update)
+    monkeypatch.setattr(meow, "evaluate", spied_evaluate)
+    monkeypatch.setattr(FlowPolicy, "act", spied_act)
+    settings = {"alpha": 0.4, "sigma_min": -4.0, "sigma_max": -0.2, "gamma": 0.8, "tau": 0.02, "batch_size": 11}
+    args = small_args(**settings, learning_rate=2e-3, max_grad_norm=7.0, coupling="affine", eval_deterministic=False)
+    policy = train(args).policy
+    assert calls == 249 * [((11, 3), [2e-3], (0.8, 0.02, 7.0))]  # one update a step, the first after learning_starts
+    assert acts == 250 * [(False, False)]  # training samples the policy, without dropout
+    assert evaluating[::2] == 4 * [False]
+    assert (policy.alpha, policy.sigma_min, policy.sigma_max) == (0.4, -4.0, -0.2)
+    assert policy.couplings[0].log_scale is not None
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     runs = [train(small_args(seed=seed, exp_name=name)) for seed, name in [(3, "a"), (3, "b"), (4, "c")]]
     weights = [torch.cat([p.flatten() for p in run.policy.parameters()]) for run in runs]
@@ -119,10 +154,11 @@ def test_evaluate_is_the_papers_protocol_and_touches_no_random_stream():
     policy = FlowPolicy(11, 3, 0.25).train()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    returns = {det: evaluate(policy, envs, deterministic=det) for det in (True, False)}
+    returns = {deterministic: evaluate(policy, envs, deterministic) for deterministic in (True, False)}
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     assert policy.training
     policy.eval()
+    torch.manual_seed(2)
     for seed, env in enumerate(envs):
         obs, _ = env.reset(seed=seed)
         total, done = 0.0, False
@@ -152,6 +188,8 @@ def test_a_run_leaves_its_settings_versions_evaluations_and_scalars():
     assert config["args"]["alpha"] == 0.25 and config["args"]["env_id"] == "Counting-v0"
     assert set(config["versions"]) == {"gymnasium", "mujoco", "numpy", "torch", "python"}
     logs = EventAccumulator(result.run_dir).Reload()
+    assert min(event.value for event in logs.Scalars("flow/log_det_nonlinear")) > 0  # atanh expands: -sum log(1 - a^2)
+    assert min(event.value for event in logs.Scalars("flow/log_det_linear")) > 0.6  # 1 / sigma expands: -2 * sigma_max
     tags = {"eval/episodic_return", "eval/episodic_return_std", "charts/episodic_return", "charts/episodic_length"}
     tags |= {"charts/SPS", "losses/qf_loss", "losses/qf1_values", "losses/qf2_values", "losses/grad_norm"}
     tags |= {"flow/log_det_nonlinear", "flow/log_det_linear"}
@@ -175,11 +213,30 @@ def test_every_ablation_trains(num_shifts, coupling):
     assert len(logged(result.run_dir, "flow/log_det_nonlinear")) == 2
 
 
-def test_a_poisoned_observation_stops_the_run_after_the_logs_are_written():
-    with pytest.raises(FloatingPointError, match="an observation or reward is not finite at step 4"):
-        train(small_args(env_id="Poisoned-v0", eval_episodes=1))
+@pytest.mark.parametrize("kind", ["obs", "reward", "overflow"])
+def test_a_poisoned_number_stops_the_run_after_the_logs_are_written(kind):
+    with pytest.raises(
+        FloatingPointError, match="an observation, action or reward is not finite at step 11: nothing was"
+    ):
+        train(small_args(env_id=f"Poisoned-{kind}-v0", eval_episodes=1))
     (run_dir,) = meow.os.listdir("runs")
     assert len(logged(f"runs/{run_dir}", "eval/episodic_return")) == 1
+
+
+def test_a_poisoned_evaluation_stops_the_run():
+    with pytest.raises(FloatingPointError, match="of the evaluation is not finite at step 0: nothing was learnt"):
+        train(small_args(env_id="Poisoned-first-v0", eval_episodes=1))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_at_its_step(monkeypatch):
+    def poisoned(*args, healthy=meow.soft_q_loss):
+        loss, q = healthy(*args)
+        q.register_hook(lambda grad: grad * torch.inf)
+        return loss, q
+
+    monkeypatch.setattr(meow, "soft_q_loss", poisoned)
+    with pytest.raises(FloatingPointError, match="the loss or its gradient is not finite at step 51"):
+        train(small_args())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_try(monkeypatch):
@@ -191,7 +248,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_try(monkeypatc
         return (loss * torch.nan if len(calls) == 20 else loss), q
 
     monkeypatch.setattr(meow, "soft_q_loss", poisoned)
-    with pytest.raises(FloatingPointError, match="the loss is not finite at step 70.*--learning-rate.*--alpha"):
+    with pytest.raises(FloatingPointError, match="the loss or its gradient is not finite at step 70: try.*--alpha"):
         train(small_args())
 
 
@@ -202,3 +259,21 @@ def test_same_step_autoreset_reports_the_true_last_observation():
         obs, _, terminations, _, infos = envs.step(np.zeros((1, 2), dtype=np.float32))
     assert terminations[0] and infos["final_obs"][0].tolist() == [0, 7, 7] and obs[0].tolist() == [1, 0, 0]
     assert infos["final_info"]["episode"]["r"][0] == 28
+
+
+def test_two_runs_of_one_second_get_two_folders(monkeypatch):
+    now = iter([1000, 1000, *range(1001, 9999)])
+    monkeypatch.setattr(meow.time, "time", lambda: next(now))
+    monkeypatch.setattr(meow.time, "sleep", lambda seconds: None)
+    runs = [train(small_args(total_timesteps=60)).run_dir]
+    now = iter([1000, *range(1001, 9999)])
+    runs.append(train(small_args(total_timesteps=60)).run_dir)
+    assert runs[0] != runs[1] and [run[:-4] for run in runs] == 2 * ["runs/Counting-v0__meow_continuous_action__1__"]
+
+
+@pytest.mark.parametrize("bad", [{"coupling": "spline"}, {"num_shifts": 3}, {"total_timesteps": 60.0}, {"seed": None}])
+def test_python_callers_get_the_same_refusals(bad, tmp_path):
+    (name,) = bad
+    with pytest.raises(meow.UsageError, match=f"--{name.replace('_', '-')} must be"):
+        train(small_args(**bad))
+    assert not list(tmp_path.iterdir())
