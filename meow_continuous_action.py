@@ -258,14 +258,10 @@ def make_env(env_id, seed, idx, capture_video, run_name):
         else:
             env = gym.make(env_id)
         space = env.action_space
-        if (
-            not (isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and space.is_bounded())
-            or space.shape[1:]
-        ):
+        is_vector = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and len(space.shape) == 1
+        if not (is_vector and space.is_bounded()):
             env.close()
-            raise UsageError(
-                f"--env-id {env_id} must have actions that are a bounded 1-D Box of floats, it has {space}"
-            )
+            raise UsageError(f"--env-id {env_id} must have actions in a bounded 1-D Box of floats, it has {space}")
         env = gym.wrappers.RecordEpisodeStatistics(env)
         env = gym.wrappers.RescaleAction(env, -1.0, 1.0)
         env.action_space.seed(seed)
