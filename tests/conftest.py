@@ -2,6 +2,9 @@
 
 import gymnasium as gym
 import numpy as np
+import torch
+
+torch.set_num_threads(1)  # the networks are small: more threads only get in each other's way
 
 
 class CountingEnv(gym.Env):
