@@ -213,6 +213,7 @@ def test_every_ablation_trains(num_shifts, coupling):
     assert len(logged(result.run_dir, "flow/log_det_nonlinear")) == 2
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize("kind", ["obs", "reward", "overflow"])
 def test_a_poisoned_number_stops_the_run_after_the_logs_are_written(kind):
     with pytest.raises(
