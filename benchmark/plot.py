@@ -53,7 +53,7 @@ def main(args):
     episodes = shared(configs, "args", "eval_episodes")
     inference = "deterministic" if shared(configs, "args", "eval_deterministic") else "stochastic"
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 4.8), layout="constrained")
     for config, rows in runs:
         steps, means, stds = ([row[key] for row in rows] for key in ("step", "mean", "std"))
         (line,) = axes.plot(steps, means, linewidth=1.2, label=f"MEow, this code, seed {config['args']['seed']}")
@@ -71,7 +71,7 @@ def main(args):
     axes.set_xlabel("environment steps")
     axes.set_ylabel("undiscounted return")
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     figure.savefig(args.output, dpi=130)
 
 
