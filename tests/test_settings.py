@@ -84,3 +84,10 @@ def test_importing_the_script_runs_nothing(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import meow_continuous_action"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stdout, list(tmp_path.iterdir())) == (0, "", [])
+
+
+def test_the_readmes_snippet_runs_and_its_command_is_the_main_job():
+    readme = (ROOT / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    subprocess.run([sys.executable, "-c", snippet], cwd=ROOT, check=True)
+    assert "pip install -r requirements.txt && python meow_continuous_action.py --env-id Humanoid-v4\n" in readme
