@@ -1,4 +1,4 @@
-"""The equations of the flow (shared/paper sections 1-2): against autograd, quadrature and an independent library."""
+"""The equations of the flow (Eq. 8, Eq. 9, Sec. 3.2-3.3): against autograd, quadrature and an independent library."""
 
 import copy
 import math
