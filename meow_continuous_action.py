@@ -609,9 +609,8 @@ def train(args):
 
         evaluations = []
         start_time = time.time()
-        progress = stack.enter_context(
-            tqdm(total=args.total_timesteps, unit="step", dynamic_ncols=True, mininterval=1.0)
-        )
+        bar = {"unit": "step", "dynamic_ncols": True, "mininterval": 1.0, "miniters": 1}  # 1: learning steps are slower
+        progress = stack.enter_context(tqdm(total=args.total_timesteps, **bar))
 
         def evaluate_and_log(step):
             returns = evaluate(policy, eval_envs, args.eval_deterministic)
