@@ -18,9 +18,9 @@ COUPLINGS = ["additive", "affine"]
 
 
 def random_policy(act_dim, coupling="additive", num_shifts=2, dtype=torch.float64, **kwargs):
-    """A policy in eval mode with random non-zero weights in every network."""
+    """A policy with random non-zero weights in every network."""
     torch.manual_seed(act_dim)
-    policy = FlowPolicy(OBS_DIM, act_dim, ALPHA, coupling=coupling, num_shifts=num_shifts, **kwargs).to(dtype).eval()
+    policy = FlowPolicy(OBS_DIM, act_dim, ALPHA, coupling=coupling, num_shifts=num_shifts, **kwargs).to(dtype)
     with torch.no_grad():
         for param in policy.parameters():
             param.add_(0.1 * torch.randn_like(param))
@@ -220,13 +220,42 @@ def test_v_evaluates_no_coupling_and_q_each_coupling_once():
     assert len(calls) == 4
 
 
-def test_dropout_is_active_in_training_q_only():
-    policy, obs = random_policy(3), random_obs(16)
-    act = torch.zeros(16, 3, dtype=torch.float64)
+@pytest.mark.parametrize("coupling, nets", [("additive", 1), ("affine", 2)])
+def test_dropout_masks_drop_a_tenth_and_keep_the_mean(coupling, nets):
+    policy = random_policy(3, coupling, dtype=torch.float32)
+    masks = policy.dropout_masks(256)
+    assert masks.shape == (4, nets, 2, 256, 64)
+    kept = 1 / (1 - 6554 / 2**16)
+    assert torch.equal(masks.unique(), torch.tensor([0.0, kept]))
+    drops = (masks == 0).double()
+    sd = math.sqrt(0.1 * 0.9 / masks.numel())
+    assert abs(drops.mean() - 0.1) < 5 * sd and abs(masks.double().mean() - 1) < 5 * sd / 0.9
+    again = (policy.dropout_masks(256) == 0).double()
+    for other in (again, drops.roll(1, -1), drops.roll(1, -2), drops.roll(1, 0)):  # units, rows and draws: independent
+        assert abs((drops * other).mean() - 0.01) < 5 * math.sqrt(0.01 * 0.99 / masks.numel())
+    torch.manual_seed(5)
+    first = policy.dropout_masks(256)
+    torch.manual_seed(5)
+    assert torch.equal(first, policy.dropout_masks(256))
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_dropout_is_after_each_swish_of_the_coupling_networks(coupling):
+    policy, obs = random_policy(3, coupling), random_obs(16)
+    act = torch.rand(16, 3, dtype=torch.float64) - 0.5
     assert torch.equal(policy.get_q(obs, act), policy.get_q(obs, act))
-    policy.train()
-    assert not torch.equal(policy.get_q(obs, act), policy.get_q(obs, act))
-    assert torch.equal(policy.get_v(obs), policy.get_v(obs))
+    masks = policy.dropout_masks(16)
+    torch.testing.assert_close(policy.get_q(obs, act), policy.get_q(obs, act, torch.ones_like(masks)))
+    dropped = copy.deepcopy(policy)
+    for i, layer in enumerate(dropped.couplings):
+        for k, net in enumerate((layer.translation, layer.log_scale)):
+            if net is not None:
+                swishes = [module for module in net if isinstance(module, Swish)]
+                for j, swish in enumerate(swishes):
+                    swish.register_forward_hook(lambda *x, mask=masks[i, k, j]: x[2] * mask)
+    q = policy.get_q(obs, act, masks)
+    torch.testing.assert_close(q, dropped.get_q(obs, act))
+    assert (q - policy.get_q(obs, act)).abs().min() > 0
 
 
 def test_architecture_is_the_papers():
@@ -235,9 +264,8 @@ def test_architecture_is_the_papers():
     for layer in policy.couplings:
         for net in (layer.translation, layer.log_scale):
             names = [type(module).__name__ for module in net]
-            assert names == 2 * ["Linear", "LayerNorm", "Swish", "Dropout"] + ["Linear"]
+            assert names == 2 * ["Linear", "LayerNorm", "Swish"] + ["Linear"]
             assert [m.weight.shape for m in net if isinstance(m, torch.nn.Linear)] == [(64, 14), (64, 64), (3, 64)]
-            assert all(module.p == 0.1 for module in net if isinstance(module, torch.nn.Dropout))
             for module in net:
                 if isinstance(module, torch.nn.Linear):
                     weight = module.weight if module.weight.shape[0] <= module.weight.shape[1] else module.weight.T
@@ -267,7 +295,7 @@ def test_actions_are_clamped_at_1e_5_from_the_bounds():
 
 def test_v_at_initialisation_is_the_one_computed_by_hand():
     torch.manual_seed(0)
-    policy = FlowPolicy(11, 3, 0.25, sigma_min=-5.0, sigma_max=-0.3).eval()
+    policy = FlowPolicy(11, 3, 0.25, sigma_min=-5.0, sigma_max=-0.3)
     log_sigma = [-5.0 + 4.7 / 2 * (math.tanh(bias) + 1) for bias in policy.sigma_net[-1].bias.tolist()]
     v = 0.25 * (1.5 * math.log(2 * math.pi) + sum(log_sigma))
     expected = torch.tensor([[v + 0.25 * shift[-1].bias.item() for shift in policy.shifts]]).expand(7, 2)
@@ -326,32 +354,81 @@ def test_loss_is_equation_9(num_shifts):
     assert soft_q_loss(policy, target, data, 0.9)[0].item() == pytest.approx(loss, rel=1e-9)
 
 
+def two_policies(coupling="additive", dtype=torch.float64):
+    """A flattened policy and a target that differs from it."""
+    policy, target = (random_policy(3, coupling, dtype=dtype).flatten() for _ in range(2))
+    target.vector.add_(0.05 * torch.randn_like(target.vector))
+    return policy, target.requires_grad_(False)
+
+
 def test_update_drops_out_in_the_policys_q_only(monkeypatch):
-    policy, target = random_policy(3), random_policy(3)
+    policy, target = two_policies()
     seen = []
-    for net, name in [(policy, "policy"), (target, "target")]:
-        net.couplings[0].translation[3].register_forward_hook(lambda m, *_, name=name: seen.append((name, m.training)))
-    original = soft_q_loss
-    monkeypatch.setattr(meow, "soft_q_loss", lambda *args: (seen.append("loss"), original(*args))[1])
-    update(policy, target, torch.optim.Adam(policy.parameters()), random_batch(policy), 0.9, 0.005, 30.0)
-    policy.act(random_obs(1))
-    assert seen == ["loss", ("policy", True), ("policy", False)]
+    for name in ("get_q", "get_v"):
+        original = getattr(FlowPolicy, name)
+
+        def spied(self, *args, name=name, original=original):
+            seen.append((self is policy, name, len(args)))
+            return original(self, *args)
+
+        monkeypatch.setattr(FlowPolicy, name, spied)
+    drawn, original_masks = [], FlowPolicy.dropout_masks
+    monkeypatch.setattr(FlowPolicy, "dropout_masks", lambda *args: drawn.append(original_masks(*args)) or drawn[-1])
+    got, original_loss = [], soft_q_loss
+    monkeypatch.setattr(meow, "soft_q_loss", lambda *args: got.append(args[-1]) or original_loss(*args))
+    optimizer = torch.optim.Adam([policy.vector])
+    for _ in range(2):
+        update(policy, target, optimizer, random_batch(policy), 0.9, 0.005, 30.0)
+    assert seen == 2 * [(False, "get_v", 1), (True, "get_q", 3)]
+    assert got[0] is drawn[0] and got[1] is drawn[1] and not torch.equal(*drawn)  # new masks every step
 
 
-def test_update_clips_the_gradient_moves_the_policy_and_averages_the_target():
-    policy, target = random_policy(3), random_policy(3).requires_grad_(False)
-    with torch.no_grad():
-        for param in target.parameters():
-            param.add_(0.05 * torch.randn_like(param))
-    optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)  # a plain step shows the clipped gradient itself
-    before, target_before = copy.deepcopy(policy), copy.deepcopy(target)
-    loss, q, grad_norm = update(policy, target, optimizer, random_batch(policy), 0.9, 0.005, 0.01)
-    assert grad_norm > 0.01 and not policy.training and q.shape == (32, 2) and torch.isfinite(loss)
-    steps = [new - old for new, old in zip(policy.parameters(), before.parameters(), strict=True)]
-    assert torch.cat([step.flatten() for step in steps]).norm().item() == pytest.approx(0.01, rel=1e-4)
-    triples = zip(target.parameters(), target_before.parameters(), policy.parameters(), strict=True)
-    for new, old, online in triples:
-        torch.testing.assert_close(new, 0.995 * old + 0.005 * online)
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("max_grad_norm", [0.01, 1e9])
+def test_updates_equal_those_of_backward_clip_grad_norm_adam_and_polyak(coupling, max_grad_norm):
+    """Ten updates over one vector are PyTorch's own loop over the parameters (dropout off)."""
+    policy, target = two_policies(coupling)
+    plain, plain_target = copy.deepcopy(policy), copy.deepcopy(target)
+    policy.dropout_masks = lambda batch: None
+    optimizer = torch.optim.Adam([policy.vector], lr=1e-2, fused=True)
+    plain_optimizer = torch.optim.Adam(plain.parameters(), lr=1e-2)
+    for step in range(10):
+        data = random_batch(policy)
+        loss, q, grad_norm = update(policy, target, optimizer, data, 0.9, 0.005, max_grad_norm)
+        plain_loss, plain_q = soft_q_loss(plain, plain_target, data, 0.9)
+        plain_optimizer.zero_grad()
+        plain_loss.backward()
+        plain_norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), max_grad_norm)
+        plain_optimizer.step()
+        with torch.no_grad():
+            for param, target_param in zip(plain.parameters(), plain_target.parameters(), strict=True):
+                target_param.copy_(0.995 * target_param + 0.005 * param)
+        for value, expected in [(loss, plain_loss), (q, plain_q), (grad_norm, plain_norm)]:
+            torch.testing.assert_close(value, expected.detach(), atol=1e-9, rtol=1e-7)
+        if step == 0:
+            assert 0.01 < grad_norm < 1e9
+            assert policy.vector.grad.norm().item() == pytest.approx(min(max_grad_norm, grad_norm.item()), rel=1e-4)
+    for net, expected in [(policy, plain), (target, plain_target)]:
+        for a, b in zip(net.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
+
+
+def test_flatten_changes_no_value_and_update_refuses_parameters_that_left_the_vector():
+    policy = random_policy(3, num_shifts=1)
+    before = copy.deepcopy(policy.state_dict())
+    policy.flatten()
+    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+    policy.vector.zero_()
+    assert all((param == 0).all() for param in policy.parameters())
+    policy.load_state_dict(before)
+    assert policy.vector.abs().max() > 0 and policy.vector.numel() == sum(p.numel() for p in policy.parameters())
+    target = random_policy(3, num_shifts=1).flatten()
+    optimizer = torch.optim.Adam([policy.vector])
+    moved = policy.float().double()
+    with pytest.raises(RuntimeError, match="call flatten"):
+        update(moved, target, optimizer, random_batch(policy), 0.9, 0.005, 30.0)
+    with pytest.raises(RuntimeError, match="call flatten"):
+        update(policy.flatten(), copy.deepcopy(target), optimizer, random_batch(policy), 0.9, 0.005, 30.0)
 
 
 @pytest.mark.parametrize("kwargs", [{"coupling": "spline"}, {"num_shifts": 3}])

@@ -94,13 +94,15 @@ def test_replay_buffer_never_draws_what_was_not_written():
 
 def test_train_hands_every_setting_to_the_algorithm(monkeypatch):
     calls, acts, evaluating = [], [], []
-    update, act, evaluate = meow.update, FlowPolicy.act, meow.evaluate
+    update, forward, evaluate = meow.update, FlowPolicy.forward, meow.evaluate
 
     def spied_update(policy, target, optimizer, data, *rates):
         if not calls:  # the target starts as a copy
-            assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), target.parameters(), strict=True))
-        assert not target.training and not any(param.requires_grad for param in target.parameters())
-        calls.append((data.obs.shape, [group["lr"] for group in optimizer.param_groups], rates))
+            assert torch.equal(policy.vector, target.vector)
+        assert not any(param.requires_grad for param in target.parameters())
+        (group,) = optimizer.param_groups
+        assert group["params"][0] is policy.vector
+        calls.append((data.obs.shape, group["lr"], rates[:-1]))
         return update(policy, target, optimizer, data, *rates)
 
     def spied_evaluate(policy, envs, deterministic):
@@ -109,19 +111,20 @@ def test_train_hands_every_setting_to_the_algorithm(monkeypatch):
         evaluating.append(None)
         return returns
 
-    def spied_act(policy, obs, deterministic=False):
+    def spied_forward(policy, obs, z):
         if not evaluating or evaluating[-1] is None:
-            acts.append((deterministic, policy.training))
-        return act(policy, obs, deterministic)
+            acts.append(z)
+        return forward(policy, obs, z)
 
     monkeypatch.setattr(meow, "update", spied_update)
     monkeypatch.setattr(meow, "evaluate", spied_evaluate)
-    monkeypatch.setattr(FlowPolicy, "act", spied_act)
+    monkeypatch.setattr(FlowPolicy, "forward", spied_forward)
     settings = {"alpha": 0.4, "sigma_min": -4.0, "sigma_max": -0.2, "gamma": 0.8, "tau": 0.02, "batch_size": 11}
     args = small_args(**settings, learning_rate=2e-3, max_grad_norm=7.0, coupling="affine", eval_deterministic=False)
     policy = train(args).policy
-    assert calls == 249 * [((11, 3), [2e-3], (0.8, 0.02, 7.0))]  # one update a step, the first after learning_starts
-    assert acts == 250 * [(False, False)]  # training samples the policy, without dropout
+    assert calls == 249 * [((11, 3), 2e-3, (0.8, 0.02, 7.0))]  # one update a step, the first after learning_starts
+    assert len(acts) == 251  # training samples the policy: one noise a step, and one that the last step does not use
+    assert abs(torch.cat(acts).mean()) < 0.2 and 0.8 < torch.cat(acts).std() < 1.2
     assert evaluating[::2] == 4 * [False]
     assert (policy.alpha, policy.sigma_min, policy.sigma_max) == (0.4, -4.0, -0.2)
     assert policy.couplings[0].log_scale is not None
@@ -151,13 +154,11 @@ def test_evaluation_frequency_changes_nothing_in_training(buffers):
 def test_evaluate_is_the_papers_protocol_and_touches_no_random_stream():
     envs = [make_env("Hopper-v4", i, i, False, "")() for i in range(3)]
     torch.manual_seed(0)
-    policy = FlowPolicy(11, 3, 0.25).train()
+    policy = FlowPolicy(11, 3, 0.25)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     returns = {deterministic: evaluate(policy, envs, deterministic) for deterministic in (True, False)}
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    assert policy.training
-    policy.eval()
     torch.manual_seed(2)
     for seed, env in enumerate(envs):
         obs, _ = env.reset(seed=seed)
