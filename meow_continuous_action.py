@@ -38,6 +38,7 @@ very action, a non-finite loss stops the run, and there is no temperature-tuning
 """
 
 import contextlib
+import copy
 import csv
 import ctypes
 import difflib
@@ -59,9 +60,9 @@ import numpy as np
 import psutil
 import torch
 import torch.nn as nn
-import torch.optim as optim
 import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -392,17 +393,27 @@ class FlowPolicy(nn.Module):
         self.couplings = nn.ModuleList([CouplingLayer(obs_dim, act_dim, m, coupling == "affine") for m in masks])
         self.sigma_net = MLP(obs_dim, 64, act_dim, nn.init.zeros_)  # hypernetwork (b)
         self.shifts = nn.ModuleList([MLP(obs_dim, 256, 1, nn.init.zeros_) for _ in range(num_shifts)])  # b1, b2
+        self.flatten()
 
     def flatten(self):
-        """Makes all parameters views of one vector (P,), `self.vector`. Call it again after moving or copying self.
-
-        SPEED: clipping, Adam and the Polyak average are one pass over a vector, 0.3 ms a step, for 72 tensors 1.7 ms.
-        """
+        """Makes all parameters views of one new vector (P,), `self.vector`. Returns self."""
         self.vector = torch.cat([param.detach().flatten() for param in self.parameters()])
-        pieces = self.vector.split([param.numel() for param in self.parameters()])
-        for param, piece in zip(self.parameters(), pieces, strict=True):
-            param.data = piece.view_as(param)
+        for param, view in zip(self.parameters(), self.views(self.vector).values(), strict=True):
+            param.data = view
         return self
+
+    def _apply(self, fn, recurse=True):
+        return super()._apply(fn, recurse).flatten()  # to(device) and the like separate the parameters
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.flatten()  # so do copies
+
+    def views(self, vector, prefix=""):
+        """{prefix + name: parameter} with the values of a vector (P,), as `functional_call` takes them."""
+        named = dict(self.named_parameters())
+        pieces = vector.split([param.numel() for param in named.values()])
+        return {prefix + name: piece.view(named[name].shape) for name, piece in zip(named, pieces, strict=True)}
 
     def log_sigma(self, obs):
         """Log of the linear layer's diagonal, in [sigma_min, sigma_max]: (B, S) -> (B, A)."""
@@ -539,57 +550,92 @@ def soft_q_loss(policy, target, data, gamma, dropout=None):
     return 0.5 * (q - target_q).square().sum(dim=1).mean(), q  # Eq. 9
 
 
-def clipped_gradient(policy, target, data, gamma, max_grad_norm, dropout):
-    """The gradient of Eq. 9 as one vector (P,), clipped; with the loss, Q (B, max(1, num_shifts)) and its norm."""
-    loss, q = soft_q_loss(policy, target, data, gamma, dropout)
-    grads = torch.autograd.grad(loss, list(policy.parameters()))
-    grad = torch.cat([g.flatten() for g in grads])
-    grad_norm = torch.linalg.vector_norm(grad)
-    return grad * (max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0), loss.detach(), q.detach(), grad_norm
+class SoftQLoss(nn.Module):
+    """`soft_q_loss` as a module of the policy and its target, so that `functional_call` can choose their parameters."""
+
+    def __init__(self, policy, target):
+        super().__init__()
+        self.policy, self.target = policy, target
+
+    def forward(self, data, gamma, dropout=None):
+        """Transitions -> the loss () and Q (B, max(1, num_shifts))."""
+        return soft_q_loss(self.policy, self.target, data, gamma, dropout)
 
 
-def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, gradient=clipped_gradient):
+class Adam:
+    """Adam (Kingma & Ba 2015) on a vector (P,): torch.optim.Adam's numbers, but torch.compile can trace it."""
+
+    def __init__(self, vector, lr):
+        self.vector, self.lr = vector, lr
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(vector), torch.zeros_like(vector)
+        self.steps = torch.zeros(1, dtype=torch.float64, device=vector.device)
+
+    def step(self, grad):
+        """Moves the vector, given the gradient (P,) at it."""
+        self.steps.add_(1)
+        bias1, bias2 = ((1 - beta**self.steps).to(grad.dtype) for beta in (0.9, 0.999))
+        self.exp_avg.lerp_(grad, 1 - 0.9)
+        self.exp_avg_sq.mul_(0.999).addcmul_(grad, grad, value=1 - 0.999)
+        self.vector.sub_(self.lr * (self.exp_avg / bias1) / ((self.exp_avg_sq / bias2).sqrt() + 1e-8))
+
+
+def update(soft_q_loss, optimizer, data, gamma, tau, max_grad_norm, dropout):
     """A gradient step on Eq. 9 and a Polyak step. Returns the loss, Q (B, max(1, num_shifts)) and the gradient norm.
 
-    policy and target are flattened (`FlowPolicy.flatten`), and policy.vector is the parameter of `optimizer`. gradient:
-    `clipped_gradient` or a compiled one. Raises RuntimeError if the parameters are no longer views of the vectors.
+    soft_q_loss: the SoftQLoss of the policy, whose vector is the optimizer's, and its target. dropout: see get_q.
+    SPEED: gradient, clipping, Adam and Polyak average are each one pass over a vector: 0.3 ms, 1.7 ms for 72 tensors.
     """
-    for net in (policy, target):
-        if next(net.parameters()).data_ptr() != net.vector.data_ptr():
-            raise RuntimeError("the parameters were moved or copied: call flatten() on the policy and its target again")
-    dropout = policy.dropout_masks(len(data.obs))
-    policy.vector.grad, loss, q, grad_norm = gradient(policy, target, data, gamma, max_grad_norm, dropout)
-    optimizer.step()
-    target.vector.lerp_(policy.vector, tau)  # target <- (1 - tau) * target + tau * policy
-    return loss, q, grad_norm
+    policy, target = soft_q_loss.policy, soft_q_loss.target
+    vector = policy.vector.detach().requires_grad_()
+    parameters = policy.views(vector, "policy.") | target.views(target.vector, "target.")
+    loss, q = functional_call(soft_q_loss, parameters, (data, gamma, dropout))  # Eq. 9
+    (grad,) = torch.autograd.grad(loss, vector)
+
+    with torch.no_grad():
+        grad_norm = torch.linalg.vector_norm(grad)
+        optimizer.step(grad * (max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
+        target.vector.lerp_(policy.vector, tau)  # target <- (1 - tau) * target + tau * policy
+    return loss.detach(), q.detach(), grad_norm
 
 
-def compile_or_eager(args, policy, target, rb):
-    """Returns `clipped_gradient` and `policy.forward`, compiled for this run's shapes if there is a working compiler.
+def learn_and_act(soft_q_loss, optimizer, data, gamma, tau, max_grad_norm, dropout, obs, z):
+    """Algorithm 1: an `update` and the next action at obs (1, S), made from the noise z (1, A).
 
-    SPEED: the gradient takes 5.0 ms, eager 9.5 ms.
+    Returns Q (B, max(1, num_shifts)), and the action (A,), the loss and the gradient norm in one vector (A + 2,).
     """
-    eager = clipped_gradient, policy.forward
-    print("compiling the update and the action: up to a minute, seconds where cached", flush=True)
+    loss, q, grad_norm = update(soft_q_loss, optimizer, data, gamma, tau, max_grad_norm, dropout)
+    with torch.no_grad():
+        policy = soft_q_loss.policy
+        action = functional_call(policy, policy.views(policy.vector), (obs, z))
+        return q, torch.cat([action[0], loss[None], grad_norm[None]])
+
+
+def compile_or_eager(args, soft_q_loss, optimizer, rb):
+    """Returns `learn_and_act`, compiled for this run's shapes and settings if there is a working compiler.
+
+    SPEED: @@.
+    """
+    print("compiling the update and the action: about a minute, seconds where cached", flush=True)
     start_time = time.time()
-    torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes a part of the graph
+    torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes a part of the one graph
     options = {"cpp_wrapper": rb.rows.device.type == "cpu"}  # SPEED: -6%
     options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe  # SPEED: -5%; a run changes no setting
     settings = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True, "options": options}
-    gradient, forward = [torch.compile(function, **settings) for function in eager]
-    zeros = torch.zeros(args.batch_size, rb.rows.shape[1], device=rb.rows.device)
-    data = Transitions(*zeros.split(rb.widths, dim=1))
+    compiled = torch.compile(learn_and_act, **settings)
+
+    policy, target = copy.deepcopy((soft_q_loss.policy, soft_q_loss.target))  # the first step is none of the run's
+    data = Transitions(*torch.zeros(args.batch_size, rb.rows.shape[1], device=rb.rows.device).split(rb.widths, dim=1))
+    obs, z = torch.zeros_like(data.obs[:1]).contiguous(), torch.zeros_like(data.act[:1]).contiguous()
     try:
         with torch.random.fork_rng():
-            masks = policy.dropout_masks(args.batch_size)
-        gradient(policy, target, data, args.gamma, args.max_grad_norm, masks)
-        with torch.no_grad():
-            forward(torch.zeros_like(data.obs[:1]).contiguous(), torch.zeros_like(data.act[:1]).contiguous())
+            dropout = policy.dropout_masks(args.batch_size)
+        step = SoftQLoss(policy, target), Adam(policy.vector, args.learning_rate), data
+        compiled(*step, args.gamma, args.tau, args.max_grad_norm, dropout, obs, z)
     except RuntimeError as error:
         print(f"--compile: running eager, for compiling failed ({str(error).splitlines()[0]})", flush=True)
-        return eager
+        return learn_and_act
     print(f"compiled in {time.time() - start_time:.0f} s, which no speed below counts", flush=True)
-    return gradient, forward
+    return compiled
 
 
 class CudaGraph:
@@ -734,33 +780,23 @@ def train(args):
             stack.callback(env.close)
 
         network = (obs_dim, act_dim, args.alpha, args.sigma_min, args.sigma_max, args.coupling, args.num_shifts)
-        policy, target = (FlowPolicy(*network).to(device).flatten() for _ in range(2))
+        policy, target = (FlowPolicy(*network).to(device) for _ in range(2))
         target.load_state_dict(policy.state_dict())
         target.requires_grad_(False)
-        on_gpu = device.type == "cuda"
-        optimizer = optim.Adam([policy.vector], lr=args.learning_rate, fused=True, capturable=on_gpu)
         rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.seed, device)
-        gradient, forward = clipped_gradient, policy.forward
+        loss_of_batch, optimizer = SoftQLoss(policy, target), Adam(policy.vector, args.learning_rate)
+        step = learn_and_act
         if args.compile and args.total_timesteps >= args.compile_min_timesteps:
-            gradient, forward = compile_or_eager(args, policy, target, rb)
+            step = compile_or_eager(args, loss_of_batch, optimizer, rb)
 
-        def act(obs):
-            """Algorithm 1: a ~ pi(.|s), one forward pass of the flow. (1, S) -> (1, A)."""
-            with torch.no_grad():
-                return forward(obs, torch.randn(1, act_dim, device=device))
+        def draw_learn_and_act(obs):
+            """All of a learning step but the environment: (1, S) -> the batch, its Q, [action, loss, gradient norm]."""
+            data, dropout = rb.sample(args.batch_size), policy.dropout_masks(args.batch_size)
+            rates, z = (args.gamma, args.tau, args.max_grad_norm), torch.randn(1, act_dim, device=device)
+            return data, *step(loss_of_batch, optimizer, data, *rates, dropout, obs, z)
 
-        def learn_and_act(obs):
-            """Algorithm 1: one gradient step on Eq. 9, one step of the target, and the next action at obs (1, S).
-
-            Returns the batch, its Q, and the action, the loss and the gradient's norm as one vector: one copy to host.
-            """
-            data = rb.sample(args.batch_size)
-            rates = args.gamma, args.tau, args.max_grad_norm
-            loss, q, grad_norm = update(policy, target, optimizer, data, *rates, gradient)
-            return data, q, torch.cat([act(obs)[0], loss[None], grad_norm[None]])
-
-        if on_gpu and args.compile:
-            learn_and_act = CudaGraph(learn_and_act, rb.generator)
+        if device.type == "cuda" and args.compile:
+            draw_learn_and_act = CudaGraph(draw_learn_and_act, rb.generator)
 
         evaluations = []
         start_time = time.time()
@@ -784,7 +820,8 @@ def train(args):
                 if global_step < args.learning_starts:
                     actions = envs.action_space.sample()
                 elif global_step <= args.learning_starts + 1:  # the later ones come with the update before them
-                    actions = act(torch.as_tensor(obs, dtype=torch.float32, device=device)).cpu().numpy()
+                    with torch.no_grad():
+                        actions = policy.act(torch.as_tensor(obs, dtype=torch.float32, device=device)).cpu().numpy()
 
                 # Algorithm 1: step the environment; the last observation of an episode is in `final_obs`
                 next_obs, rewards, terminations, truncations, infos = envs.step(actions)
@@ -802,7 +839,7 @@ def train(args):
 
                 # Algorithm 1: one gradient step on Eq. 9, one step of the target and the next action
                 if global_step > args.learning_starts:
-                    data, q, numbers = learn_and_act(torch.as_tensor(obs, dtype=torch.float32, device=device))
+                    data, q, numbers = draw_learn_and_act(torch.as_tensor(obs, dtype=torch.float32, device=device))
                     numbers = numbers.cpu().numpy()
                     actions, (loss, grad_norm) = numbers[None, :act_dim], numbers[act_dim:]
                     if not np.isfinite(loss + grad_norm):

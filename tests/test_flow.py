@@ -10,8 +10,7 @@ from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import AffineTransform, IndependentTransform, TanhTransform
 from zuko.transforms import CouplingTransform
 
-import meow_continuous_action as meow
-from meow_continuous_action import FlowPolicy, Swish, Transitions, soft_q_loss, update
+from meow_continuous_action import Adam, FlowPolicy, SoftQLoss, Swish, Transitions, learn_and_act, soft_q_loss, update
 
 OBS_DIM, ALPHA = 5, 0.3
 COUPLINGS = ["additive", "affine"]
@@ -355,8 +354,8 @@ def test_loss_is_equation_9(num_shifts):
 
 
 def two_policies(coupling="additive", dtype=torch.float64):
-    """A flattened policy and a target that differs from it."""
-    policy, target = (random_policy(3, coupling, dtype=dtype).flatten() for _ in range(2))
+    """A policy and a target that differs from it."""
+    policy, target = (random_policy(3, coupling, dtype=dtype) for _ in range(2))
     target.vector.add_(0.05 * torch.randn_like(target.vector))
     return policy, target.requires_grad_(False)
 
@@ -368,67 +367,72 @@ def test_update_drops_out_in_the_policys_q_only(monkeypatch):
         original = getattr(FlowPolicy, name)
 
         def spied(self, *args, name=name, original=original):
-            seen.append((self is policy, name, len(args)))
+            seen.append((self is policy, name, args[2:]))
             return original(self, *args)
 
         monkeypatch.setattr(FlowPolicy, name, spied)
-    drawn, original_masks = [], FlowPolicy.dropout_masks
-    monkeypatch.setattr(FlowPolicy, "dropout_masks", lambda *args: drawn.append(original_masks(*args)) or drawn[-1])
-    got, original_loss = [], soft_q_loss
-    monkeypatch.setattr(meow, "soft_q_loss", lambda *args: got.append(args[-1]) or original_loss(*args))
-    optimizer = torch.optim.Adam([policy.vector])
-    for _ in range(2):
-        update(policy, target, optimizer, random_batch(policy), 0.9, 0.005, 30.0)
-    assert seen == 2 * [(False, "get_v", 1), (True, "get_q", 3)]
-    assert got[0] is drawn[0] and got[1] is drawn[1] and not torch.equal(*drawn)  # new masks every step
+    dropout = policy.dropout_masks(32)
+    update(SoftQLoss(policy, target), Adam(policy.vector, 1e-3), random_batch(policy), 0.9, 0.005, 30.0, dropout)
+    assert [call[:2] for call in seen] == [(False, "get_v"), (True, "get_q")] and seen[0][2] == ()
+    assert seen[1][2][0] is dropout
 
 
 @pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("max_grad_norm", [0.01, 1e9])
 def test_updates_equal_those_of_backward_clip_grad_norm_adam_and_polyak(coupling, max_grad_norm):
-    """Ten updates over one vector are PyTorch's own loop over the parameters (dropout off)."""
+    """Ten updates of one vector are PyTorch's own loop over the parameters, with the same dropout."""
     policy, target = two_policies(coupling)
     plain, plain_target = copy.deepcopy(policy), copy.deepcopy(target)
-    policy.dropout_masks = lambda batch: None
-    optimizer = torch.optim.Adam([policy.vector], lr=1e-2, fused=True)
-    plain_optimizer = torch.optim.Adam(plain.parameters(), lr=1e-2)
-    for step in range(10):
-        data = random_batch(policy)
-        loss, q, grad_norm = update(policy, target, optimizer, data, 0.9, 0.005, max_grad_norm)
-        plain_loss, plain_q = soft_q_loss(plain, plain_target, data, 0.9)
+    optimizer, plain_optimizer = Adam(policy.vector, 1e-2), torch.optim.Adam(plain.parameters(), lr=1e-2)
+    data = random_batch(policy)
+    for _ in range(10):
+        dropout = policy.dropout_masks(32)
+        before = policy.vector.clone()
+        loss, q, grad_norm = update(SoftQLoss(policy, target), optimizer, data, 0.9, 0.005, max_grad_norm, dropout)
+        plain_loss, plain_q = soft_q_loss(plain, plain_target, data, 0.9, dropout)
         plain_optimizer.zero_grad()
         plain_loss.backward()
         plain_norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), max_grad_norm)
+        assert 0.01 < plain_norm < 1e9  # the one bound clips, the other does not
         plain_optimizer.step()
         with torch.no_grad():
             for param, target_param in zip(plain.parameters(), plain_target.parameters(), strict=True):
                 target_param.copy_(0.995 * target_param + 0.005 * param)
         for value, expected in [(loss, plain_loss), (q, plain_q), (grad_norm, plain_norm)]:
             torch.testing.assert_close(value, expected.detach(), atol=1e-9, rtol=1e-7)
-        if step == 0:
-            assert 0.01 < grad_norm < 1e9
-            assert policy.vector.grad.norm().item() == pytest.approx(min(max_grad_norm, grad_norm.item()), rel=1e-4)
+        assert not torch.equal(policy.vector, before)
     for net, expected in [(policy, plain), (target, plain_target)]:
         for a, b in zip(net.parameters(), expected.parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
 
 
-def test_flatten_changes_no_value_and_update_refuses_parameters_that_left_the_vector():
+def test_learn_and_act_acts_with_the_updated_policy():
+    policy, target = two_policies()
+    obs, z = random_obs(1), torch.randn(1, 3, dtype=torch.float64)
+    old_action = policy(obs, z)
+    rates = 0.9, 0.005, 30.0, policy.dropout_masks(32)
+    twin, twin_target = copy.deepcopy(policy), copy.deepcopy(target)
+    q, numbers = learn_and_act(
+        SoftQLoss(policy, target), Adam(policy.vector, 1e-2), random_batch(policy), *rates, obs, z
+    )
+    loss, twin_q, grad_norm = update(SoftQLoss(twin, twin_target), Adam(twin.vector, 1e-2), random_batch(twin), *rates)
+    assert torch.equal(policy.vector, twin.vector) and torch.equal(q, twin_q)
+    assert numbers[3:].tolist() == [loss.item(), grad_norm.item()]
+    torch.testing.assert_close(numbers[:3], policy(obs, z)[0].detach())
+    assert (numbers[:3] - old_action[0]).abs().max() > 1e-4
+
+
+def test_the_vector_holds_the_parameters_wherever_they_go(tmp_path):
     policy = random_policy(3, num_shifts=1)
-    before = copy.deepcopy(policy.state_dict())
-    policy.flatten()
-    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
-    policy.vector.zero_()
-    assert all((param == 0).all() for param in policy.parameters())
-    policy.load_state_dict(before)
-    assert policy.vector.abs().max() > 0 and policy.vector.numel() == sum(p.numel() for p in policy.parameters())
-    target = random_policy(3, num_shifts=1).flatten()
-    optimizer = torch.optim.Adam([policy.vector])
-    moved = policy.float().double()
-    with pytest.raises(RuntimeError, match="call flatten"):
-        update(moved, target, optimizer, random_batch(policy), 0.9, 0.005, 30.0)
-    with pytest.raises(RuntimeError, match="call flatten"):
-        update(policy.flatten(), copy.deepcopy(target), optimizer, random_batch(policy), 0.9, 0.005, 30.0)
+    state = copy.deepcopy(policy.state_dict())
+    torch.save(policy, tmp_path / "policy.pt")
+    loaded = torch.load(tmp_path / "policy.pt", weights_only=False)
+    for net in (policy, copy.deepcopy(policy), random_policy(3, num_shifts=1).float().double(), loaded):
+        net.load_state_dict(state)
+        values = torch.cat([param.flatten() for param in net.parameters()])
+        assert torch.equal(net.vector, values) and net.vector.dtype == torch.float64
+        net.vector.zero_()
+        assert all((param == 0).all() for param in net.parameters())
 
 
 @pytest.mark.parametrize("kwargs", [{"coupling": "spline"}, {"num_shifts": 3}])

@@ -93,17 +93,18 @@ def test_replay_buffer_never_draws_what_was_not_written():
 
 
 def test_train_hands_every_setting_to_the_algorithm(monkeypatch):
-    calls, acts, evaluating = [], [], []
+    calls, acts, masks, evaluating = [], [], [], []
     update, forward, evaluate = meow.update, FlowPolicy.forward, meow.evaluate
 
-    def spied_update(policy, target, optimizer, data, *rates):
+    def spied_update(soft_q_loss, optimizer, data, *rates):
+        policy, target = soft_q_loss.policy, soft_q_loss.target
         if not calls:  # the target starts as a copy
             assert torch.equal(policy.vector, target.vector)
         assert not any(param.requires_grad for param in target.parameters())
-        (group,) = optimizer.param_groups
-        assert group["params"][0] is policy.vector
-        calls.append((data.obs.shape, group["lr"], rates[:-1]))
-        return update(policy, target, optimizer, data, *rates)
+        assert optimizer.vector is policy.vector
+        calls.append((data.obs.shape, optimizer.lr, rates[:-1]))
+        masks.append(rates[-1])
+        return update(soft_q_loss, optimizer, data, *rates)
 
     def spied_evaluate(policy, envs, deterministic):
         evaluating.append(deterministic)
@@ -123,6 +124,7 @@ def test_train_hands_every_setting_to_the_algorithm(monkeypatch):
     args = small_args(**settings, learning_rate=2e-3, max_grad_norm=7.0, coupling="affine", eval_deterministic=False)
     policy = train(args).policy
     assert calls == 249 * [((11, 3), 2e-3, (0.8, 0.02, 7.0))]  # one update a step, the first after learning_starts
+    assert masks[0].shape == (4, 2, 2, 11, 64) and not torch.equal(masks[0], masks[1])  # new ones every step
     assert len(acts) == 251  # training samples the policy: one noise a step, and one that the last step does not use
     assert abs(torch.cat(acts).mean()) < 0.2 and 0.8 < torch.cat(acts).std() < 1.2
     assert evaluating[::2] == 4 * [False]

@@ -1,0 +1,274 @@
+"""Speed of the whole loop of meow_continuous_action.py, alone or in turns with any command that prints its steps.
+
+    python benchmark/speed.py --env-id Hopper-v4
+    python benchmark/speed.py --env-id Hopper-v4 --seeds 2
+    python benchmark/speed.py --env-id Hopper-v4 --peer-dir DIR --peer "python sac_continuous_action.py"
+    python benchmark/speed.py --env-id Hopper-v4 --total-timesteps 100000 --last-step 100000    # on a machine with CUDA
+
+Every process goes from --first-step to --last-step, evaluations and all. They take turns: while one runs, the others
+are stopped (SIGSTOP), so that all meet the same noise of the machine. What a process does before its first step, as
+compiling does, is not counted. Then a run of ours in this process is timed part by part, beside the matrix products
+that no update can avoid. Prints Markdown.
+"""
+
+import collections
+import contextlib
+import os
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import meow_continuous_action as meow  # noqa: E402
+
+PROGRESS_BAR = r"(\d+)/\d+ \["
+
+
+@dataclass
+class Args:
+    env_id: str = "Hopper-v4"
+    """the environment of our run"""
+    peer: str | None = None
+    """a command to measure against; give it the same environment and at least --last-step steps"""
+    peer_dir: str = "."
+    """the folder to run --peer in"""
+    peer_steps: str = r"global_step=(\d+)"
+    """regular expression that finds the step in what --peer prints"""
+    seeds: int = 1
+    """2 or more also measures so many runs of ours side by side"""
+    first_step: int = 10_000
+    """counting begins at the first slice that ends at or after this step"""
+    last_step: int = 20_000
+    """and ends with the slice in which this step is reached"""
+    total_timesteps: int = 30_000
+    """steps of our run; at least --last-step"""
+    slice_seconds: float = 20.0
+    """length of a turn; longer than the time between two prints"""
+    threads: int = 1
+    """CPU threads of every process"""
+    options: str = ""
+    """more flags for our run, such as "--no-compile" """
+
+
+class Process:
+    """A command, started stopped, whose printed steps are noted with the seconds for which it has run."""
+
+    def __init__(self, command, steps, folder, threads):
+        variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        self.child = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self.pattern, self.clock, self.resumed, self.output = re.compile(steps), 0.0, time.perf_counter(), ""
+        self.last = (0.0, 0)  # seconds for which the process had run, and the newest step it had printed then
+        threading.Thread(target=self.read, daemon=True).start()
+        self.pause()
+
+    def read(self):
+        for line in self.child.stdout:  # universal newlines: the progress bar's \r ends a line too
+            self.output = self.output[-2000:] + line
+            for found in self.pattern.finditer(line):
+                if int(found[1]) > self.last[1]:
+                    self.last = (self.clock + time.perf_counter() - self.resumed, int(found[1]))
+
+    def resume(self):
+        self.resumed = time.perf_counter()
+        os.killpg(self.child.pid, signal.SIGCONT)
+
+    def pause(self):
+        os.killpg(self.child.pid, signal.SIGSTOP)
+        self.clock += time.perf_counter() - self.resumed
+
+    def check(self):
+        if self.child.poll() is not None:
+            raise RuntimeError(f"{shlex.join(self.child.args)} ended before its last step:\n{self.output}")
+
+    def kill(self):
+        os.killpg(self.child.pid, signal.SIGKILL)
+        self.child.wait()
+
+
+def take_turns(groups, args):
+    """{name: [Process]} -> {name: (env steps/s of all its processes, steps/s of each slice)}."""
+    points = {process: [] for group in groups.values() for process in group}
+    waiting = set(groups)
+    while waiting:
+        for name in sorted(waiting):
+            for process in groups[name]:
+                process.resume()
+            time.sleep(args.slice_seconds)
+            for process in groups[name]:
+                process.check()
+                process.pause()
+                if process.last[1] >= args.first_step and process.last not in points[process]:
+                    points[process].append(process.last)
+            slowest = min(process.last[1] for process in groups[name])
+            print(f"{name}: step {slowest:,}", file=sys.stderr, flush=True)
+            if slowest >= args.last_step:
+                waiting.remove(name)
+    rates = {}
+    for name, group in groups.items():
+        whole, slices = 0.0, collections.defaultdict(float)
+        for process in group:
+            seconds, steps = zip(*points[process], strict=True)
+            whole += (steps[-1] - steps[0]) / (seconds[-1] - seconds[0])
+            for i in range(len(steps) - 1):
+                slices[i] += (steps[i + 1] - steps[i]) / (seconds[i + 1] - seconds[i])
+        rates[name] = whole, list(slices.values())
+    return rates
+
+
+def matrix_products(policy, batch_size):
+    """The shapes (rows, inner, columns) of all matrix products of one update."""
+    shapes = []
+    couplings = list(policy.couplings)
+    for layer in couplings:
+        for net in filter(None, (layer.translation, layer.log_scale)):
+            shapes += products_of(net, batch_size, forwards=1, input_gradient=layer is not couplings[-1])
+    for net in (policy.sigma_net, *policy.shifts):
+        shapes += products_of(net, batch_size, forwards=2, input_gradient=False)  # the second: the target's V
+    return shapes
+
+
+def products_of(net, batch_size, forwards, input_gradient):
+    shapes = []
+    for i, layer in enumerate(module for module in net if isinstance(module, torch.nn.Linear)):
+        shapes += forwards * [(batch_size, layer.in_features, layer.out_features)]
+        shapes += [(layer.in_features, batch_size, layer.out_features)]  # the weight's gradient
+        if i > 0 or input_gradient:
+            shapes += [(batch_size, layer.out_features, layer.in_features)]
+    return shapes
+
+
+def milliseconds_of_products(policy, batch_size, repeats=200):
+    """Median time of one update's matrix products in PyTorch, alone and one after the other."""
+    factors = [(torch.randn(n, k), torch.randn(k, m)) for n, k, m in matrix_products(policy, batch_size)]
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for a, b in factors:
+            torch.mm(a, b)
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def breakdown(args):
+    """Trains in this process. Returns the milliseconds a learning step spends in each part, and the products' time."""
+    spent, learning = collections.Counter(), []
+
+    def timed(name, function):
+        def wrapper(*arguments, **settings):
+            start = time.perf_counter()
+            if name == "update" and not learning:
+                spent.clear()
+                learning.append(start)
+            result = function(*arguments, **settings)
+            spent[name] += time.perf_counter() - start
+            return result
+
+        return wrapper
+
+    compile_or_eager = meow.compile_or_eager
+
+    def timed_compile(*arguments):
+        gradient, forward = compile_or_eager(*arguments)
+        return gradient, timed("action", forward)
+
+    replaced = {
+        (meow.SyncVectorEnv, "step"): "environment",
+        (meow.ReplayBuffer, "add"): "buffer",
+        (meow.ReplayBuffer, "sample"): "buffer",
+        (meow, "update"): "update",
+        (meow, "evaluate"): "evaluation",
+        (meow.SummaryWriter, "add_scalar"): "logging",
+    }
+    with contextlib.ExitStack() as stack:
+        for (owner, name), part in replaced.items():
+            function = getattr(owner, name)
+            stack.callback(setattr, owner, name, function)
+            setattr(owner, name, timed(part, function))
+        stack.callback(setattr, meow, "compile_or_eager", compile_or_eager)
+        meow.compile_or_eager = timed_compile
+        if "--no-compile" in args.options:
+            stack.callback(setattr, meow.FlowPolicy, "forward", meow.FlowPolicy.forward)
+            meow.FlowPolicy.forward = timed("action", meow.FlowPolicy.forward)
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        stack.enter_context(contextlib.chdir(stack.enter_context(tempfile.TemporaryDirectory())))
+        run = tyro.cli(meow.Args, args=our_flags(args, seed=1))
+        policy = meow.train(run).policy
+        end = time.perf_counter()
+    steps = run.total_timesteps - run.learning_starts
+    parts = {name: 1e3 * seconds / steps for name, seconds in spent.items()}
+    parts["rest of the loop"] = 1e3 * (end - learning[0]) / steps - sum(parts.values())
+    return parts, milliseconds_of_products(policy.cpu(), run.batch_size)
+
+
+def our_flags(args, seed):
+    flags = ["--env-id", args.env_id, "--seed", str(seed), "--total-timesteps", str(args.total_timesteps)]
+    return [*flags, "--torch-threads", str(args.threads), *shlex.split(args.options)]
+
+
+def main(args):
+    """Prints the tables. Raises RuntimeError if a process ends too early."""
+    if not args.first_step < args.last_step <= args.total_timesteps:
+        raise ValueError("--first-step must be below --last-step, and that at most --total-timesteps")
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+
+        def start(command, steps=PROGRESS_BAR, cwd=folder):
+            process = Process(command, steps, cwd, args.threads)
+            stack.callback(process.kill)
+            return process
+
+        def ours(seed):
+            return start([sys.executable, str(ROOT / "meow_continuous_action.py"), *our_flags(args, seed)])
+
+        groups = {"ours": [ours(1)]}
+        if args.seeds > 1:
+            groups[f"ours, {args.seeds} side by side"] = [ours(seed) for seed in range(2, 2 + args.seeds)]
+        if args.peer:
+            groups["peer"] = [start(shlex.split(args.peer), args.peer_steps, args.peer_dir)]
+        rates = take_turns(groups, args)
+
+    print(f"\n{args.env_id}, steps {args.first_step:,} to {args.last_step:,}, {args.threads} thread(s) a process\n")
+    print("| | env steps/s | slowest to fastest slice | ratio to ours |\n|-|-|-|-|")
+    for name, (rate, slices) in rates.items():
+        print(f"| {name} | {rate:.1f} | {min(slices):.1f} to {max(slices):.1f} | {rate / rates['ours'][0]:.2f} |")
+
+    parts, products = breakdown(args)
+    total = sum(parts.values())
+    print("\n| part of a learning step of ours | ms | share |\n|-|-|-|")
+    for name, ms in sorted(parts.items(), key=lambda part: -part[1]):
+        print(f"| {name} | {ms:.3f} | {ms / total:.0%} |")
+    print(f"| whole | {total:.3f} | 100% |")
+    print(
+        f"\nThe matrix products of an update alone take {products:.2f} ms ({1e3 / products:.0f} updates/s): "
+        f"{products / parts['update']:.0%} of our update, {products / total:.0%} of our step."
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
