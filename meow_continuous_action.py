@@ -531,35 +531,27 @@ class ReplayBuffer:
         self.size = min(self.size + 1, len(self.rows))
         self.filled.fill_(self.size)
 
-    def sample(self, batch_size):
+    def sample(self, batch_size, device="cpu"):
         """Draws Transitions uniformly with replacement."""
         draws = torch.rand(batch_size, dtype=torch.float64, generator=self.generator, device=self.rows.device)
-        rows = self.rows[(draws * self.filled).long()]
+        rows = self.rows[(draws * self.filled).long()].to(device)
         return Transitions(*rows.split(self.widths, dim=1))
 
 
-def soft_q_loss(policy, target, data, gamma, dropout=None):
-    """The one loss of MEow (Eq. 9), summed over the shifts. Returns it with Q (B, max(1, num_shifts)).
-
-    dropout: masks of `policy.dropout_masks(B)`, for the Q of the loss alone.
-    """
-    with torch.no_grad():
-        v_clip = target.get_v(data.next_obs).min(dim=1, keepdim=True).values  # SCDQ: V + min(b1, b2), Sec. 3.2
-        target_q = data.reward + gamma * (1 - data.terminated) * v_clip  # only termination cuts the bootstrap
-    q = policy.get_q(data.obs, data.act, dropout)
-    return 0.5 * (q - target_q).square().sum(dim=1).mean(), q  # Eq. 9
-
-
 class SoftQLoss(nn.Module):
-    """`soft_q_loss` as a module of the policy and its target, so that `functional_call` can choose their parameters."""
+    """The one loss of MEow (Eq. 9), summed over the shifts: a module, so that `functional_call` can set parameters."""
 
     def __init__(self, policy, target):
         super().__init__()
         self.policy, self.target = policy, target
 
     def forward(self, data, gamma, dropout=None):
-        """Transitions -> the loss () and Q (B, max(1, num_shifts))."""
-        return soft_q_loss(self.policy, self.target, data, gamma, dropout)
+        """Transitions -> the loss () and Q (B, max(1, num_shifts)). dropout: masks for the Q of the loss alone."""
+        with torch.no_grad():
+            v_clip = self.target.get_v(data.next_obs).min(dim=1, keepdim=True).values  # SCDQ: V + min(b1, b2), Sec. 3.2
+            target_q = data.reward + gamma * (1 - data.terminated) * v_clip  # only termination cuts the bootstrap
+        q = self.policy.get_q(data.obs, data.act, dropout)
+        return 0.5 * (q - target_q).square().sum(dim=1).mean(), q  # Eq. 9
 
 
 class Adam:
@@ -582,7 +574,7 @@ class Adam:
 def update(soft_q_loss, optimizer, data, gamma, tau, max_grad_norm, dropout):
     """A gradient step on Eq. 9 and a Polyak step. Returns the loss, Q (B, max(1, num_shifts)) and the gradient norm.
 
-    soft_q_loss: the SoftQLoss of the policy, whose vector is the optimizer's, and its target. dropout: see get_q.
+    soft_q_loss: SoftQLoss. optimizer: Adam of its policy's vector. dropout: masks of `dropout_masks(B)`, or None.
     SPEED: gradient, clipping, Adam and Polyak average are each one pass over a vector: 0.3 ms, 1.7 ms for 72 tensors.
     """
     policy, target = soft_q_loss.policy, soft_q_loss.target
@@ -610,7 +602,7 @@ def learn_and_act(soft_q_loss, optimizer, data, gamma, tau, max_grad_norm, dropo
         return q, torch.cat([action[0], loss[None], grad_norm[None]])
 
 
-def compile_or_eager(args, soft_q_loss, optimizer, rb):
+def compile_or_eager(args, soft_q_loss, rb):
     """Returns `learn_and_act`, compiled for this run's shapes and settings if there is a working compiler.
 
     SPEED: @@.
@@ -618,14 +610,15 @@ def compile_or_eager(args, soft_q_loss, optimizer, rb):
     print("compiling the update and the action: about a minute, seconds where cached", flush=True)
     start_time = time.time()
     torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes a part of the one graph
-    options = {"cpp_wrapper": rb.rows.device.type == "cpu"}  # SPEED: -6%
+    device = soft_q_loss.policy.vector.device
+    options = {"cpp_wrapper": device.type == "cpu"}  # SPEED: -6%
     options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe  # SPEED: -5%; a run changes no setting
     settings = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True, "options": options}
     compiled = torch.compile(learn_and_act, **settings)
 
     policy, target = copy.deepcopy((soft_q_loss.policy, soft_q_loss.target))  # the first step is none of the run's
-    data = Transitions(*torch.zeros(args.batch_size, rb.rows.shape[1], device=rb.rows.device).split(rb.widths, dim=1))
-    obs, z = torch.zeros_like(data.obs[:1]).contiguous(), torch.zeros_like(data.act[:1]).contiguous()
+    data = Transitions(*torch.zeros(args.batch_size, sum(rb.widths), device=device).split(rb.widths, dim=1))
+    obs, z = torch.zeros(1, rb.widths[0], device=device), torch.zeros(1, policy.act_dim, device=device)
     try:
         with torch.random.fork_rng():
             dropout = policy.dropout_masks(args.batch_size)
@@ -783,19 +776,21 @@ def train(args):
         policy, target = (FlowPolicy(*network).to(device) for _ in range(2))
         target.load_state_dict(policy.state_dict())
         target.requires_grad_(False)
-        rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.seed, device)
-        loss_of_batch, optimizer = SoftQLoss(policy, target), Adam(policy.vector, args.learning_rate)
+        rb_bytes = 4 * args.buffer_size * ReplayBuffer.row_width(obs_dim, act_dim)
+        rb_on_gpu = device.type == "cuda" and 2 * rb_bytes < torch.cuda.mem_get_info()[0]
+        rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.seed, device if rb_on_gpu else "cpu")
+        soft_q_loss, optimizer = SoftQLoss(policy, target), Adam(policy.vector, args.learning_rate)
         step = learn_and_act
         if args.compile and args.total_timesteps >= args.compile_min_timesteps:
-            step = compile_or_eager(args, loss_of_batch, optimizer, rb)
+            step = compile_or_eager(args, soft_q_loss, rb)
 
         def draw_learn_and_act(obs):
             """All of a learning step but the environment: (1, S) -> the batch, its Q, [action, loss, gradient norm]."""
-            data, dropout = rb.sample(args.batch_size), policy.dropout_masks(args.batch_size)
+            data, dropout = rb.sample(args.batch_size, device), policy.dropout_masks(args.batch_size)
             rates, z = (args.gamma, args.tau, args.max_grad_norm), torch.randn(1, act_dim, device=device)
-            return data, *step(loss_of_batch, optimizer, data, *rates, dropout, obs, z)
+            return data, *step(soft_q_loss, optimizer, data, *rates, dropout, obs, z)
 
-        if device.type == "cuda" and args.compile:
+        if rb_on_gpu and args.compile:
             draw_learn_and_act = CudaGraph(draw_learn_and_act, rb.generator)
 
         evaluations = []

@@ -2,8 +2,7 @@
 
     python benchmark/speed.py --env-id Hopper-v4
     python benchmark/speed.py --env-id Hopper-v4 --seeds 2
-    python benchmark/speed.py --env-id Hopper-v4 --peer-dir DIR --peer "python sac_continuous_action.py"
-    python benchmark/speed.py --env-id Hopper-v4 --total-timesteps 100000 --last-step 100000    # on a machine with CUDA
+    python benchmark/speed.py --env-id Hopper-v4 --peers "cd cleanrl && python cleanrl/sac_continuous_action.py"
 
 Every process goes from --first-step to --last-step, evaluations and all. They take turns: while one runs, the others
 are stopped (SIGSTOP), so that all meet the same noise of the machine. What a process does before its first step, as
@@ -41,12 +40,10 @@ PROGRESS_BAR = r"(\d+)/\d+ \["
 class Args:
     env_id: str = "Hopper-v4"
     """the environment of our run"""
-    peer: str | None = None
-    """a command to measure against; give it the same environment and at least --last-step steps"""
-    peer_dir: str = "."
-    """the folder to run --peer in"""
+    peers: tuple[str, ...] = ()
+    """shell commands to measure against, each of at least --last-step steps of the same environment"""
     peer_steps: str = r"global_step=(\d+)"
-    """regular expression that finds the step in what --peer prints"""
+    """regular expression that finds the step in what a peer prints"""
     seeds: int = 1
     """2 or more also measures so many runs of ours side by side"""
     first_step: int = 10_000
@@ -90,20 +87,25 @@ class Process:
                 if int(found[1]) > self.last[1]:
                     self.last = (self.clock + time.perf_counter() - self.resumed, int(found[1]))
 
+    def send(self, number):
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(self.child.pid, number)
+
     def resume(self):
         self.resumed = time.perf_counter()
-        os.killpg(self.child.pid, signal.SIGCONT)
+        self.send(signal.SIGCONT)
 
     def pause(self):
-        os.killpg(self.child.pid, signal.SIGSTOP)
+        self.send(signal.SIGSTOP)
         self.clock += time.perf_counter() - self.resumed
 
-    def check(self):
-        if self.child.poll() is not None:
-            raise RuntimeError(f"{shlex.join(self.child.args)} ended before its last step:\n{self.output}")
+    def has_reached(self, step):
+        if self.last[1] < step and self.child.poll() is not None:
+            raise RuntimeError(f"{shlex.join(self.child.args)} ended before step {step:,}:\n{self.output}")
+        return self.last[1] >= step
 
     def kill(self):
-        os.killpg(self.child.pid, signal.SIGKILL)
+        self.send(signal.SIGKILL)
         self.child.wait()
 
 
@@ -117,15 +119,15 @@ def take_turns(groups, args):
                 process.resume()
             time.sleep(args.slice_seconds)
             for process in groups[name]:
-                process.check()
                 process.pause()
                 if process.last[1] >= args.first_step and process.last not in points[process]:
                     points[process].append(process.last)
-            slowest = min(process.last[1] for process in groups[name])
-            print(f"{name}: step {slowest:,}", file=sys.stderr, flush=True)
-            if slowest >= args.last_step:
+            print(f"{name}: step {groups[name][0].last[1]:,}", file=sys.stderr, flush=True)
+            if all([process.has_reached(args.last_step) for process in groups[name]]):
                 waiting.remove(name)
     rates = {}
+    if any(len(found) < 2 for found in points.values()):
+        raise ValueError("--slice-seconds must be shorter: a process ran from --first-step to --last-step in one slice")
     for name, group in groups.items():
         whole, slices = 0.0, collections.defaultdict(float)
         for process in group:
@@ -178,7 +180,7 @@ def breakdown(args):
     def timed(name, function):
         def wrapper(*arguments, **settings):
             start = time.perf_counter()
-            if name == "update" and not learning:
+            if name == "update and action" and not learning:
                 spent.clear()
                 learning.append(start)
             result = function(*arguments, **settings)
@@ -187,17 +189,16 @@ def breakdown(args):
 
         return wrapper
 
-    compile_or_eager = meow.compile_or_eager
-
-    def timed_compile(*arguments):
-        gradient, forward = compile_or_eager(*arguments)
-        return gradient, timed("action", forward)
+    def timed_compile(*arguments, compile_or_eager=meow.compile_or_eager, learn_and_act=meow.learn_and_act):
+        meow.learn_and_act = learn_and_act  # a clock cannot be compiled
+        return timed("update and action", compile_or_eager(*arguments))
 
     replaced = {
         (meow.SyncVectorEnv, "step"): "environment",
         (meow.ReplayBuffer, "add"): "buffer",
         (meow.ReplayBuffer, "sample"): "buffer",
-        (meow, "update"): "update",
+        (meow, "learn_and_act"): "update and action",  # eager
+        (meow.FlowPolicy, "dropout_masks"): "dropout masks",
         (meow, "evaluate"): "evaluation",
         (meow.SummaryWriter, "add_scalar"): "logging",
     }
@@ -206,11 +207,8 @@ def breakdown(args):
             function = getattr(owner, name)
             stack.callback(setattr, owner, name, function)
             setattr(owner, name, timed(part, function))
-        stack.callback(setattr, meow, "compile_or_eager", compile_or_eager)
+        stack.callback(setattr, meow, "compile_or_eager", meow.compile_or_eager)
         meow.compile_or_eager = timed_compile
-        if "--no-compile" in args.options:
-            stack.callback(setattr, meow.FlowPolicy, "forward", meow.FlowPolicy.forward)
-            meow.FlowPolicy.forward = timed("action", meow.FlowPolicy.forward)
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         stack.enter_context(contextlib.chdir(stack.enter_context(tempfile.TemporaryDirectory())))
         run = tyro.cli(meow.Args, args=our_flags(args, seed=1))
@@ -234,19 +232,20 @@ def main(args):
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
 
-        def start(command, steps=PROGRESS_BAR, cwd=folder):
+        def start(command, steps, cwd):
             process = Process(command, steps, cwd, args.threads)
             stack.callback(process.kill)
             return process
 
         def ours(seed):
-            return start([sys.executable, str(ROOT / "meow_continuous_action.py"), *our_flags(args, seed)])
+            command = [sys.executable, str(ROOT / "meow_continuous_action.py"), *our_flags(args, seed)]
+            return start(command, PROGRESS_BAR, folder)
 
         groups = {"ours": [ours(1)]}
         if args.seeds > 1:
             groups[f"ours, {args.seeds} side by side"] = [ours(seed) for seed in range(2, 2 + args.seeds)]
-        if args.peer:
-            groups["peer"] = [start(shlex.split(args.peer), args.peer_steps, args.peer_dir)]
+        for command in args.peers:
+            groups[f"`{command}`"] = [start(["bash", "-c", command], args.peer_steps, ".")]
         rates = take_turns(groups, args)
 
     print(f"\n{args.env_id}, steps {args.first_step:,} to {args.last_step:,}, {args.threads} thread(s) a process\n")
@@ -262,7 +261,7 @@ def main(args):
     print(f"| whole | {total:.3f} | 100% |")
     print(
         f"\nThe matrix products of an update alone take {products:.2f} ms ({1e3 / products:.0f} updates/s): "
-        f"{products / parts['update']:.0%} of our update, {products / total:.0%} of our step."
+        f"{products / parts['update and action']:.0%} of our update and action, {products / total:.0%} of our step."
     )
 
 

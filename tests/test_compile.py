@@ -34,7 +34,7 @@ def test_compiled_steps_equal_eager_steps(coupling, num_shifts, capsys):
     nets = policy, target
     learner, twin = [(SoftQLoss(*pair), Adam(pair[0].vector, 1e-3)) for pair in (nets, copy.deepcopy(nets))]
     before, random_state = policy.vector.clone(), torch.get_rng_state()
-    compiled = meow.compile_or_eager(args, *learner, rb)
+    compiled = meow.compile_or_eager(args, learner[0], rb)
     assert compiled is not learn_and_act and "compiled in" in capsys.readouterr().out
     assert torch.equal(policy.vector, before) and torch.equal(torch.get_rng_state(), random_state)
     assert learner[1].steps == 0

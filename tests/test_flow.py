@@ -10,7 +10,7 @@ from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import AffineTransform, IndependentTransform, TanhTransform
 from zuko.transforms import CouplingTransform
 
-from meow_continuous_action import Adam, FlowPolicy, SoftQLoss, Swish, Transitions, learn_and_act, soft_q_loss, update
+from meow_continuous_action import Adam, FlowPolicy, SoftQLoss, Swish, Transitions, learn_and_act, update
 
 OBS_DIM, ALPHA = 5, 0.3
 COUPLINGS = ["additive", "affine"]
@@ -318,7 +318,7 @@ def test_one_pass_loss_has_the_gradients_of_the_two_pass_form(coupling):
         for param in target.parameters():
             param.add_(0.05 * torch.randn_like(param))
     data = random_batch(policy)
-    loss, q = soft_q_loss(policy, target, data, 0.9)
+    loss, q = SoftQLoss(policy, target)(data, 0.9)
     one_pass = torch.autograd.grad(loss, policy.parameters())
 
     b1, b2 = target.shifts
@@ -350,7 +350,7 @@ def test_loss_is_equation_9(num_shifts):
         bootstrap = 0.0 if row.terminated.item() else 0.9 * min(target.get_v(row.next_obs)[0].tolist())
         for q in policy.get_q(row.obs, row.act)[0].tolist():
             loss += 0.5 * (q - (row.reward.item() + bootstrap)) ** 2 / 32
-    assert soft_q_loss(policy, target, data, 0.9)[0].item() == pytest.approx(loss, rel=1e-9)
+    assert SoftQLoss(policy, target)(data, 0.9)[0].item() == pytest.approx(loss, rel=1e-9)
 
 
 def two_policies(coupling="additive", dtype=torch.float64):
@@ -389,7 +389,7 @@ def test_updates_equal_those_of_backward_clip_grad_norm_adam_and_polyak(coupling
         dropout = policy.dropout_masks(32)
         before = policy.vector.clone()
         loss, q, grad_norm = update(SoftQLoss(policy, target), optimizer, data, 0.9, 0.005, max_grad_norm, dropout)
-        plain_loss, plain_q = soft_q_loss(plain, plain_target, data, 0.9, dropout)
+        plain_loss, plain_q = SoftQLoss(plain, plain_target)(data, 0.9, dropout)
         plain_optimizer.zero_grad()
         plain_loss.backward()
         plain_norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), max_grad_norm)

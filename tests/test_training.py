@@ -233,25 +233,25 @@ def test_a_poisoned_evaluation_stops_the_run():
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_at_its_step(monkeypatch):
-    def poisoned(*args, healthy=meow.soft_q_loss):
+    def poisoned(*args, healthy=meow.SoftQLoss.forward):
         loss, q = healthy(*args)
         q.register_hook(lambda grad: grad * torch.inf)
         return loss, q
 
-    monkeypatch.setattr(meow, "soft_q_loss", poisoned)
+    monkeypatch.setattr(meow.SoftQLoss, "forward", poisoned)
     with pytest.raises(FloatingPointError, match="the loss or its gradient is not finite at step 51"):
         train(small_args())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_try(monkeypatch):
-    healthy, calls = meow.soft_q_loss, []
+    healthy, calls = meow.SoftQLoss.forward, []
 
     def poisoned(*args):
         loss, q = healthy(*args)
         calls.append(1)
         return (loss * torch.nan if len(calls) == 20 else loss), q
 
-    monkeypatch.setattr(meow, "soft_q_loss", poisoned)
+    monkeypatch.setattr(meow.SoftQLoss, "forward", poisoned)
     with pytest.raises(FloatingPointError, match="the loss or its gradient is not finite at step 70: try.*--alpha"):
         train(small_args())
 
