@@ -54,9 +54,9 @@ def main(args):
     inference = "deterministic" if shared(configs, "args", "eval_deterministic") else "stochastic"
 
     figure, axes = plt.subplots(figsize=(7, 4.8), layout="constrained")
-    for config, rows in runs:
+    for run, (_, rows) in zip(args.runs, runs, strict=True):
         steps, means, stds = ([row[key] for row in rows] for key in ("step", "mean", "std"))
-        (line,) = axes.plot(steps, means, linewidth=1.2, label=f"MEow, this code, seed {config['args']['seed']}")
+        (line,) = axes.plot(steps, means, linewidth=1.2, label=f"MEow, this code, {run.name.replace('_', ' ')}")
         low, high = zip(*[(mean - std, mean + std) for mean, std in zip(means, stds, strict=True)], strict=True)
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set_xlim(0, 1.02 * max(rows[-1]["step"] for _, rows in runs))

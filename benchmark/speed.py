@@ -57,7 +57,7 @@ class Args:
     threads: int = 1
     """CPU threads of every process"""
     options: str = ""
-    """more flags for our run, such as "--no-compile" """
+    """more flags for our run, as in --options="--no-compile --batch-size 512" """
 
 
 class Process:

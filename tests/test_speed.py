@@ -1,0 +1,73 @@
+"""benchmark/speed.py and benchmark/micro.py run and report what ran; how fast it was decides nothing here."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import meow_continuous_action as meow
+
+BENCHMARK = Path(__file__).parent.parent / "benchmark"
+sys.path.insert(0, str(BENCHMARK))
+
+import speed  # noqa: E402
+
+# prints CleanRL's lines, and the seconds between two of them as a check of the turns: 0.05, whatever else ran meanwhile
+PEER = """
+import time
+for step in range(0, 100_000, 10):
+    time.sleep(0.05)
+    print(f"global_step={step}, episodic_return=1")
+"""
+
+
+def run(script, *flags):
+    return subprocess.run([sys.executable, str(BENCHMARK / script), *flags], capture_output=True, text=True)
+
+
+def test_speed_measures_ours_and_a_peer_in_turns(tmp_path):
+    (tmp_path / "peer.py").write_text(PEER)
+    result = run(
+        "speed.py",
+        *["--env-id", "Pendulum-v1", "--total-timesteps", "1200", "--first-step", "100", "--last-step", "900"],
+        *["--options=--learning-starts 50 --eval-episodes 1 --batch-size 32", "--slice-seconds", "1.5"],
+        *["--peers", f"cd {tmp_path} && {sys.executable} peer.py"],
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.stdout.splitlines() if "|" in line]
+    ours, peer = rows[2:4]
+    assert ours[0] == "ours" and ours[3] == "1.00" and float(ours[1]) > 0
+    assert "peer.py" in peer[0] and float(peer[3]) == pytest.approx(float(peer[1]) / float(ours[1]), abs=0.05)
+    assert 20 < float(peer[1]) < 201  # 200 a second at most: it does not run while ours does
+    parts = {row[0]: float(row[1]) for row in rows[6:]}
+    assert {"update and action", "environment", "buffer", "dropout masks", "evaluation"} <= set(parts)
+    assert sum(ms for name, ms in parts.items() if name != "whole") == pytest.approx(parts["whole"], abs=0.01)
+    assert re.search(r"take [\d.]+ ms \(\d+ updates/s\): \d+% of our update", result.stdout)
+
+
+def test_speed_says_when_a_peer_fails_and_leaves_no_process(tmp_path):
+    result = run("speed.py", "--env-id", "Pendulum-v1", "--slice-seconds", "1", "--peers", "echo no such file; exit 3")
+    assert result.returncode == 1
+    assert "ended before step 20,000" in result.stderr and "no such file" in result.stderr
+
+
+def test_matrix_products_are_those_of_autograd():
+    """Counted by PyTorch's own counter over a real update and action, whose products with one row are left out."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    policy, target = meow.FlowPolicy(11, 3, 0.25), meow.FlowPolicy(11, 3, 0.25).requires_grad_(False)
+    rb = meow.ReplayBuffer(1, 11, 3)
+    rb.add(torch.zeros(11), torch.zeros(11), torch.zeros(3), 0, 0)
+    with FlopCounterMode(display=False) as counter:
+        meow.update(meow.SoftQLoss(policy, target), meow.Adam(policy.vector, 1e-3), rb.sample(256), 0.9, 0.1, 1.0, None)
+    ours = sum(2 * n * k * m for n, k, m in speed.matrix_products(policy, 256))
+    assert counter.get_total_flops() == pytest.approx(ours, rel=1e-3)
+
+
+def test_micro_prints_times_and_the_profilers_table():
+    result = run("micro.py", "--no-compile", "--no-cuda", "--repeats", "1", "--profile", "1", "--batch-size", "8")
+    assert result.returncode == 0, result.stderr
+    assert "| update and action |" in result.stdout and "aten::mm" in result.stdout
