@@ -8,6 +8,12 @@ Every process goes from --first-step to --last-step, evaluations and all. They t
 are stopped (SIGSTOP), so that all meet the same noise of the machine. What a process does before its first step, as
 compiling does, is not counted. Then a run of ours in this process is timed part by part, beside the matrix products
 that no update can avoid. Prints Markdown.
+
+The check of the CUDA path, not run so far for want of a GPU (A: the authors' repository, L: LeanRL's):
+
+    pytest tests/test_cuda.py && python benchmark/speed.py --first-step 20000 --last-step 40000 --total-timesteps 60000
+        --peers "cd A/cleanrl/cleanrl && python meow_continuous_action.py --env-id Hopper-v4 --description runs/authors"
+        "cd L/leanrl && python sac_continuous_action_torchcompile.py --env-id Hopper-v4 --compile --cudagraphs"
 """
 
 import collections
@@ -33,7 +39,7 @@ sys.path.insert(0, str(ROOT))
 
 import meow_continuous_action as meow  # noqa: E402
 
-PROGRESS_BAR = r"(\d+)/\d+ \["
+STEPS = re.compile(r"global_step=(\d+)|(\d+)/\d+ \[")  # CleanRL's lines and progress bars such as ours
 
 
 @dataclass
@@ -41,9 +47,8 @@ class Args:
     env_id: str = "Hopper-v4"
     """the environment of our run"""
     peers: tuple[str, ...] = ()
-    """shell commands to measure against, each of at least --last-step steps of the same environment"""
-    peer_steps: str = r"global_step=(\d+)"
-    """regular expression that finds the step in what a peer prints"""
+    """shell commands to measure against, each of at least --last-step steps of the same environment; they must print
+    their steps as global_step=N or as a progress bar"""
     seeds: int = 1
     """2 or more also measures so many runs of ours side by side"""
     first_step: int = 10_000
@@ -63,7 +68,7 @@ class Args:
 class Process:
     """A command, started stopped, whose printed steps are noted with the seconds for which it has run."""
 
-    def __init__(self, command, steps, folder, threads):
+    def __init__(self, command, folder, threads):
         variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
         self.child = subprocess.Popen(
             command,
@@ -75,7 +80,7 @@ class Process:
             errors="replace",
             start_new_session=True,
         )
-        self.pattern, self.clock, self.resumed, self.output = re.compile(steps), 0.0, time.perf_counter(), ""
+        self.clock, self.resumed, self.output = 0.0, time.perf_counter(), ""
         self.last = (0.0, 0)  # seconds for which the process had run, and the newest step it had printed then
         threading.Thread(target=self.read, daemon=True).start()
         self.pause()
@@ -83,9 +88,10 @@ class Process:
     def read(self):
         for line in self.child.stdout:  # universal newlines: the progress bar's \r ends a line too
             self.output = self.output[-2000:] + line
-            for found in self.pattern.finditer(line):
-                if int(found[1]) > self.last[1]:
-                    self.last = (self.clock + time.perf_counter() - self.resumed, int(found[1]))
+            for found in STEPS.finditer(line):
+                step = int(found[1] or found[2])
+                if step > self.last[1]:
+                    self.last = (self.clock + time.perf_counter() - self.resumed, step)
 
     def send(self, number):
         with contextlib.suppress(ProcessLookupError):  # it has ended
@@ -232,20 +238,20 @@ def main(args):
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
 
-        def start(command, steps, cwd):
-            process = Process(command, steps, cwd, args.threads)
+        def start(command, cwd):
+            process = Process(command, cwd, args.threads)
             stack.callback(process.kill)
             return process
 
         def ours(seed):
             command = [sys.executable, str(ROOT / "meow_continuous_action.py"), *our_flags(args, seed)]
-            return start(command, PROGRESS_BAR, folder)
+            return start(command, folder)
 
         groups = {"ours": [ours(1)]}
         if args.seeds > 1:
             groups[f"ours, {args.seeds} side by side"] = [ours(seed) for seed in range(2, 2 + args.seeds)]
         for command in args.peers:
-            groups[f"`{command}`"] = [start(["bash", "-c", command], args.peer_steps, ".")]
+            groups[f"`{command}`"] = [start(["bash", "-c", command], ".")]
         rates = take_turns(groups, args)
 
     print(f"\n{args.env_id}, steps {args.first_step:,} to {args.last_step:,}, {args.threads} thread(s) a process\n")

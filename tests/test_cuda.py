@@ -1,0 +1,79 @@
+"""The CUDA path against the CPU's. Skipped where there is no CUDA device."""
+
+import copy
+
+import pytest
+import torch
+
+import meow_continuous_action as meow
+from meow_continuous_action import Adam, Args, CudaGraph, FlowPolicy, ReplayBuffer, SoftQLoss, learn_and_act, train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+RATES = 0.99, 0.005, 30.0
+
+
+def policy_and_target():
+    torch.manual_seed(0)
+    policy, target = FlowPolicy(11, 3, 0.25), FlowPolicy(11, 3, 0.25)
+    return policy, target.requires_grad_(False)
+
+
+def learner(nets, device):
+    policy, target = (copy.deepcopy(net).to(device) for net in nets)
+    return SoftQLoss(policy, target), Adam(policy.vector, 1e-3)
+
+
+def filled_buffer(device):
+    rb = ReplayBuffer(1000, 11, 3, seed=0, device=device)
+    rows = torch.rand(1000, 27, generator=torch.Generator().manual_seed(1)) * 1.8 - 0.9
+    rows[:, -1] = (rows[:, -1] > 0.5).float()
+    rb.rows.copy_(rows)
+    rb.filled.fill_(1000)
+    return rb
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_steps_on_the_gpu_equal_those_on_the_cpu(compiled):
+    nets, rb = policy_and_target(), filled_buffer("cpu")
+    cpu, gpu = learner(nets, "cpu"), learner(nets, "cuda")
+    step = meow.compile_or_eager(Args(), gpu[0], rb) if compiled else learn_and_act
+    assert not compiled or step is not learn_and_act
+    for _ in range(5):
+        inputs = rb.sample(256), nets[0].dropout_masks(256), torch.randn(1, 11), torch.randn(1, 3)
+        data, dropout, obs, z = inputs
+        q, numbers = learn_and_act(*cpu, data, *RATES, dropout, obs, z)
+        gpu_data = meow.Transitions(*rb_columns(data, rb))
+        gpu_q, gpu_numbers = step(*gpu, gpu_data, *RATES, dropout.cuda(), obs.cuda(), z.cuda())
+        torch.testing.assert_close(gpu_q.cpu(), q, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(gpu_numbers.cpu(), numbers, atol=1e-3, rtol=1e-4)
+
+
+def rb_columns(data, rb):
+    """A batch on the GPU with the strides that the buffer's batches have."""
+    return torch.cat(list(data), dim=1).cuda().split(rb.widths, dim=1)
+
+
+def test_a_replayed_graph_equals_the_steps_it_captured():
+    """Ten steps with their own draws: three as they are, the others replayed."""
+    nets, vectors = policy_and_target(), []
+    for graphed in (False, True):
+        torch.manual_seed(3)
+        rb, (soft_q_loss, optimizer) = filled_buffer("cuda"), learner(nets, "cuda")
+
+        def step(obs, rb=rb, soft_q_loss=soft_q_loss, optimizer=optimizer):
+            data, dropout = rb.sample(256), soft_q_loss.policy.dropout_masks(256)
+            z = torch.randn(1, 3, device="cuda")
+            return learn_and_act(soft_q_loss, optimizer, data, *RATES, dropout, obs, z)[1]
+
+        run = CudaGraph(step, rb.generator) if graphed else step
+        numbers = [run(torch.full((1, 11), float(i), device="cuda")).cpu() for i in range(10)]
+        vectors.append(torch.cat([soft_q_loss.policy.vector.cpu(), *numbers]))
+    torch.testing.assert_close(vectors[1], vectors[0], atol=1e-3, rtol=1e-4)
+
+
+def test_a_run_with_everything_on_the_gpu(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"env_id": "Counting-v0", "total_timesteps": 200, "learning_starts": 50, "batch_size": 8}
+    result = train(Args(**settings, buffer_size=1000, eval_episodes=2, eval_frequency=50, compile_min_timesteps=0))
+    assert result.policy.vector.is_cuda and torch.isfinite(result.policy.vector).all()
+    assert len(result.evaluations) == 5
