@@ -403,7 +403,8 @@ class FlowPolicy(nn.Module):
         return self
 
     def _apply(self, fn, recurse=True):
-        return super()._apply(fn, recurse).flatten()  # to(device) and the like separate the parameters
+        super()._apply(fn, recurse)  # to(device) and the like separate the parameters
+        return self if next(self.parameters()).data_ptr() == self.vector.data_ptr() else self.flatten()
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -506,9 +507,8 @@ class ReplayBuffer:
 
     def __init__(self, capacity, obs_dim, act_dim, seed=0, device="cpu"):
         self.widths = (obs_dim, obs_dim, act_dim, 1, 1)
-        self.rows = torch.empty(
-            capacity, self.row_width(obs_dim, act_dim), device=device
-        )  # fills its memory as it goes
+        # on the CPU the memory is taken only as it fills
+        self.rows = torch.empty(capacity, self.row_width(obs_dim, act_dim), device=device)
         self.pos, self.size = 0, 0
         self.filled = torch.zeros((), dtype=torch.float64, device=device)  # size, where a CUDA graph can read it
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -575,9 +575,12 @@ def update(soft_q_loss, optimizer, data, gamma, tau, max_grad_norm, dropout):
     """A gradient step on Eq. 9 and a Polyak step. Returns the loss, Q (B, max(1, num_shifts)) and the gradient norm.
 
     soft_q_loss: SoftQLoss. optimizer: Adam of its policy's vector. dropout: masks of `dropout_masks(B)`, or None.
+    Raises ValueError if the optimizer is another vector's, as after moving or copying the policy.
     SPEED: gradient, clipping, Adam and Polyak average are each one pass over a vector: 0.3 ms, 1.7 ms for 72 tensors.
     """
     policy, target = soft_q_loss.policy, soft_q_loss.target
+    if not torch.compiler.is_compiling() and optimizer.vector is not policy.vector:
+        raise ValueError("make the optimizer, Adam(policy.vector, lr), after moving or copying the policy")
     vector = policy.vector.detach().requires_grad_()
     parameters = policy.views(vector, "policy.") | target.views(target.vector, "target.")
     loss, q = functional_call(soft_q_loss, parameters, (data, gamma, dropout))  # Eq. 9
@@ -625,7 +628,7 @@ def compile_or_eager(args, soft_q_loss, rb):
         step = SoftQLoss(policy, target), Adam(policy.vector, args.learning_rate), data
         compiled(*step, args.gamma, args.tau, args.max_grad_norm, dropout, obs, z)
     except RuntimeError as error:
-        print(f"--compile: running eager, for compiling failed ({str(error).splitlines()[0]})", flush=True)
+        print(f"--compile: running eager, for compiling failed ({str(error).partition(chr(10))[0]})", flush=True)
         return learn_and_act
     print(f"compiled in {time.time() - start_time:.0f} s, which no speed below counts", flush=True)
     return compiled
@@ -633,6 +636,8 @@ def compile_or_eager(args, soft_q_loss, rb):
 
 class CudaGraph:
     """`step`, a function of obs (1, S), captured as one CUDA graph and replayed: one launch instead of hundreds.
+
+    SPEED: not measured, for want of a GPU.
 
     The first three calls run as they are, which warms up what cannot be captured.
     """
@@ -777,7 +782,7 @@ def train(args):
         target.load_state_dict(policy.state_dict())
         target.requires_grad_(False)
         rb_bytes = 4 * args.buffer_size * ReplayBuffer.row_width(obs_dim, act_dim)
-        rb_on_gpu = device.type == "cuda" and 2 * rb_bytes < torch.cuda.mem_get_info()[0]
+        rb_on_gpu = device.type == "cuda" and 2 * rb_bytes < torch.cuda.mem_get_info()[0]  # half is for the rest
         rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.seed, device if rb_on_gpu else "cpu")
         soft_q_loss, optimizer = SoftQLoss(policy, target), Adam(policy.vector, args.learning_rate)
         step = learn_and_act
@@ -790,7 +795,9 @@ def train(args):
             rates, z = (args.gamma, args.tau, args.max_grad_norm), torch.randn(1, act_dim, device=device)
             return data, *step(soft_q_loss, optimizer, data, *rates, dropout, obs, z)
 
-        if rb_on_gpu and args.compile:
+        if device.type == "cuda" and not rb_on_gpu:
+            print("--buffer-size: the replay buffer does not fit on the GPU; steps are not captured in a CUDA graph")
+        if rb_on_gpu and step is not learn_and_act:
             draw_learn_and_act = CudaGraph(draw_learn_and_act, rb.generator)
 
         evaluations = []

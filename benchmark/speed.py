@@ -2,18 +2,21 @@
 
     python benchmark/speed.py --env-id Hopper-v4
     python benchmark/speed.py --env-id Hopper-v4 --seeds 2
-    python benchmark/speed.py --env-id Hopper-v4 --peers "cd cleanrl && python cleanrl/sac_continuous_action.py"
+    python benchmark/speed.py --peers "cd C && PYTHONPATH=. C/venv/bin/python cleanrl/sac_continuous_action.py"
 
-Every process goes from --first-step to --last-step, evaluations and all. They take turns: while one runs, the others
-are stopped (SIGSTOP), so that all meet the same noise of the machine. What a process does before its first step, as
-compiling does, is not counted. Then a run of ours in this process is timed part by part, beside the matrix products
-that no update can avoid. Prints Markdown.
+Once every process is past --first-step they take turns, until the slowest has reached --last-step: while one runs, the
+others are stopped (SIGSTOP), so that all meet the same noise of the machine. Evaluations are counted; what a process
+does before its first step, as compiling does, is not. Then a run of ours in this process is timed part by part, beside
+the matrix products that no update can avoid. Prints Markdown.
 
-The check of the CUDA path, not run so far for want of a GPU (A: the authors' repository, L: LeanRL's):
+The check of the CUDA path, not run so far for want of a GPU (A: the authors' repository, L: LeanRL's, each with an
+environment of its own in venv):
 
-    pytest tests/test_cuda.py && python benchmark/speed.py --first-step 20000 --last-step 40000 --total-timesteps 60000
-        --peers "cd A/cleanrl/cleanrl && python meow_continuous_action.py --env-id Hopper-v4 --description runs/authors"
-        "cd L/leanrl && python sac_continuous_action_torchcompile.py --env-id Hopper-v4 --compile --cudagraphs"
+    pytest tests/test_cuda.py
+    python benchmark/speed.py --first-step 20000 --last-step 30000 --slice-seconds 5 --peers \\
+        "cd A/cleanrl/cleanrl && A/venv/bin/python meow_continuous_action.py --env-id Hopper-v4 --description runs/A" \\
+        "cd L/leanrl && WANDB_MODE=disabled L/venv/bin/python sac_continuous_action_torchcompile.py \\
+        --env-id Hopper-v4 --compile --cudagraphs"
 """
 
 import collections
@@ -47,16 +50,14 @@ class Args:
     env_id: str = "Hopper-v4"
     """the environment of our run"""
     peers: tuple[str, ...] = ()
-    """shell commands to measure against, each of at least --last-step steps of the same environment; they must print
-    their steps as global_step=N or as a progress bar"""
+    """shell commands to measure against, on the same environment and long enough; they must print their steps as
+    global_step=N or as a progress bar"""
     seeds: int = 1
     """2 or more also measures so many runs of ours side by side"""
     first_step: int = 10_000
-    """counting begins at the first slice that ends at or after this step"""
+    """counting begins when every process has passed this step"""
     last_step: int = 20_000
-    """and ends with the slice in which this step is reached"""
-    total_timesteps: int = 30_000
-    """steps of our run; at least --last-step"""
+    """counting ends when every process has reached this step, which is also the length of the run timed part by part"""
     slice_seconds: float = 20.0
     """length of a turn; longer than the time between two prints"""
     threads: int = 1
@@ -103,12 +104,12 @@ class Process:
 
     def pause(self):
         self.send(signal.SIGSTOP)
-        self.clock += time.perf_counter() - self.resumed
+        now = time.perf_counter()
+        self.clock, self.resumed = self.clock + now - self.resumed, now  # a line may still be read
 
-    def has_reached(self, step):
-        if self.last[1] < step and self.child.poll() is not None:
-            raise RuntimeError(f"{shlex.join(self.child.args)} ended before step {step:,}:\n{self.output}")
-        return self.last[1] >= step
+    def check(self):
+        if self.child.poll() is not None:
+            raise RuntimeError(f"{shlex.join(self.child.args)} ended before it was measured:\n{self.output}")
 
     def kill(self):
         self.send(signal.SIGKILL)
@@ -117,30 +118,35 @@ class Process:
 
 def take_turns(groups, args):
     """{name: [Process]} -> {name: (env steps/s of all its processes, steps/s of each slice)}."""
-    points = {process: [] for group in groups.values() for process in group}
-    waiting = set(groups)
-    while waiting:
-        for name in sorted(waiting):
-            for process in groups[name]:
-                process.resume()
-            time.sleep(args.slice_seconds)
-            for process in groups[name]:
-                process.pause()
-                if process.last[1] >= args.first_step and process.last not in points[process]:
-                    points[process].append(process.last)
-            print(f"{name}: step {groups[name][0].last[1]:,}", file=sys.stderr, flush=True)
-            if all([process.has_reached(args.last_step) for process in groups[name]]):
-                waiting.remove(name)
+
+    def turn(name):
+        for process in groups[name]:
+            process.resume()
+        time.sleep(args.slice_seconds)
+        for process in groups[name]:
+            process.pause()
+            process.check()
+        print(f"{name}: step {groups[name][0].last[1]:,}", file=sys.stderr, flush=True)
+
+    processes = [process for group in groups.values() for process in group]
+    for name, group in groups.items():
+        while min(process.last[1] for process in group) < args.first_step:
+            turn(name)
+    points = {process: [process.last] for process in processes}
+    while min(process.last[1] for process in processes) < args.last_step:
+        for name in groups:
+            turn(name)
+        for process in processes:
+            points[process].append(process.last)
     rates = {}
-    if any(len(found) < 2 for found in points.values()):
-        raise ValueError("--slice-seconds must be shorter: a process ran from --first-step to --last-step in one slice")
     for name, group in groups.items():
         whole, slices = 0.0, collections.defaultdict(float)
         for process in group:
             seconds, steps = zip(*points[process], strict=True)
             whole += (steps[-1] - steps[0]) / (seconds[-1] - seconds[0])
             for i in range(len(steps) - 1):
-                slices[i] += (steps[i + 1] - steps[i]) / (seconds[i + 1] - seconds[i])
+                if seconds[i + 1] > seconds[i]:
+                    slices[i] += (steps[i + 1] - steps[i]) / (seconds[i + 1] - seconds[i])
         rates[name] = whole, list(slices.values())
     return rates
 
@@ -217,7 +223,7 @@ def breakdown(args):
         meow.compile_or_eager = timed_compile
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         stack.enter_context(contextlib.chdir(stack.enter_context(tempfile.TemporaryDirectory())))
-        run = tyro.cli(meow.Args, args=our_flags(args, seed=1))
+        run = tyro.cli(meow.Args, args=our_flags(args, 1, args.last_step))
         policy = meow.train(run).policy
         end = time.perf_counter()
     steps = run.total_timesteps - run.learning_starts
@@ -226,15 +232,18 @@ def breakdown(args):
     return parts, milliseconds_of_products(policy.cpu(), run.batch_size)
 
 
-def our_flags(args, seed):
-    flags = ["--env-id", args.env_id, "--seed", str(seed), "--total-timesteps", str(args.total_timesteps)]
+def our_flags(args, seed, total_timesteps):
+    flags = ["--env-id", args.env_id, "--seed", str(seed), "--total-timesteps", str(total_timesteps)]
     return [*flags, "--torch-threads", str(args.threads), *shlex.split(args.options)]
 
 
 def main(args):
     """Prints the tables. Raises RuntimeError if a process ends too early."""
-    if not args.first_step < args.last_step <= args.total_timesteps:
-        raise ValueError("--first-step must be below --last-step, and that at most --total-timesteps")
+    if args.first_step >= args.last_step:
+        raise ValueError(f"--first-step must be below --last-step, got {args.first_step} and {args.last_step}")
+    for name in ("slice_seconds", "seeds", "threads"):
+        if getattr(args, name) <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}")
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
 
@@ -244,8 +253,8 @@ def main(args):
             return process
 
         def ours(seed):
-            command = [sys.executable, str(ROOT / "meow_continuous_action.py"), *our_flags(args, seed)]
-            return start(command, folder)
+            flags = our_flags(args, seed, 100 * args.last_step)  # it is killed before
+            return start([sys.executable, str(ROOT / "meow_continuous_action.py"), *flags], folder)
 
         groups = {"ours": [ours(1)]}
         if args.seeds > 1:
@@ -259,6 +268,8 @@ def main(args):
     for name, (rate, slices) in rates.items():
         print(f"| {name} | {rate:.1f} | {min(slices):.1f} to {max(slices):.1f} | {rate / rates['ours'][0]:.2f} |")
 
+    if torch.cuda.is_available():
+        return print("\nA step on CUDA is one launch, which this script cannot take apart.")
     parts, products = breakdown(args)
     total = sum(parts.values())
     print("\n| part of a learning step of ours | ms | share |\n|-|-|-|")
@@ -274,6 +285,6 @@ def main(args):
 if __name__ == "__main__":
     try:
         main(tyro.cli(Args))
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ArithmeticError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)

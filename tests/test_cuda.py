@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,7 +29,8 @@ def filled_buffer(device):
     rows = torch.rand(1000, 27, generator=torch.Generator().manual_seed(1)) * 1.8 - 0.9
     rows[:, -1] = (rows[:, -1] > 0.5).float()
     rb.rows.copy_(rows)
-    rb.filled.fill_(1000)
+    rb.pos = rb.size = 500
+    rb.filled.fill_(500)
     return rb
 
 
@@ -66,7 +68,13 @@ def test_a_replayed_graph_equals_the_steps_it_captured():
             return learn_and_act(soft_q_loss, optimizer, data, *RATES, dropout, obs, z)[1]
 
         run = CudaGraph(step, rb.generator) if graphed else step
-        numbers = [run(torch.full((1, 11), float(i), device="cuda")).cpu() for i in range(10)]
+        numbers = []
+        for i in range(10):
+            numbers.append(run(torch.full((1, 11), float(i), device="cuda")).cpu())
+            rb.add(np.full(11, i), np.zeros(11), np.zeros(3), i, 0)  # what is replayed must see it
+            with torch.random.fork_rng():  # as an evaluation does
+                torch.manual_seed(0)
+                torch.randn(1, device="cuda")
         vectors.append(torch.cat([soft_q_loss.policy.vector.cpu(), *numbers]))
     torch.testing.assert_close(vectors[1], vectors[0], atol=1e-3, rtol=1e-4)
 

@@ -422,6 +422,16 @@ def test_learn_and_act_acts_with_the_updated_policy():
     assert (numbers[:3] - old_action[0]).abs().max() > 1e-4
 
 
+def test_update_refuses_an_optimizer_that_the_policy_has_left():
+    policy, target = two_policies()
+    optimizer = Adam(policy.vector, 1e-3)
+    rates = 0.9, 0.005, 30.0, None
+    update(SoftQLoss(policy.double(), target), optimizer, random_batch(policy), *rates)  # it was double: nothing moved
+    policy.float().double()
+    with pytest.raises(ValueError, match="make the optimizer"):
+        update(SoftQLoss(policy, target), optimizer, random_batch(policy), *rates)
+
+
 def test_the_vector_holds_the_parameters_wherever_they_go(tmp_path):
     policy = random_policy(3, num_shifts=1)
     state = copy.deepcopy(policy.state_dict())

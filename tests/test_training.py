@@ -132,6 +132,22 @@ def test_train_hands_every_setting_to_the_algorithm(monkeypatch):
     assert policy.couplings[0].log_scale is not None
 
 
+def test_the_action_of_a_step_is_made_from_its_observation_after_the_update_before_it(buffers, monkeypatch):
+    made, learn_and_act = [], meow.learn_and_act
+
+    def spied(*arguments):
+        q, numbers = learn_and_act(*arguments)
+        made.append((arguments[-2], numbers[:-2]))
+        return q, numbers
+
+    monkeypatch.setattr(meow, "learn_and_act", spied)
+    train(small_args())
+    obs, _, act, _, _ = buffers[0].rows[:300].split(buffers[0].widths, dim=1)
+    assert len(made) == 249  # at steps 51 to 299, for the actions of steps 52 to 300
+    for step, (made_for, action) in enumerate(made[:-1], start=52):
+        assert torch.equal(made_for[0], obs[step]) and torch.equal(action, act[step])
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     runs = [train(small_args(seed=seed, exp_name=name)) for seed, name in [(3, "a"), (3, "b"), (4, "c")]]
     weights = [torch.cat([p.flatten() for p in run.policy.parameters()]) for run in runs]
