@@ -234,7 +234,8 @@ def breakdown(args):
 
 def our_flags(args, seed, total_timesteps):
     flags = ["--env-id", args.env_id, "--seed", str(seed), "--total-timesteps", str(total_timesteps)]
-    return [*flags, "--torch-threads", str(args.threads), *shlex.split(args.options)]
+    flags += ["--torch-threads", str(args.threads), "--compile-min-timesteps", "0"]
+    return [*flags, *shlex.split(args.options)]
 
 
 def main(args):
