@@ -6,15 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import speed
 import torch
 
 import meow_continuous_action as meow
 
 BENCHMARK = Path(__file__).parent.parent / "benchmark"
-sys.path.insert(0, str(BENCHMARK))
-
-import speed  # noqa: E402
-
 # prints CleanRL's lines, and the seconds between two of them as a check of the turns: 0.05, whatever else ran meanwhile
 PEER = """
 import time
