@@ -18,6 +18,8 @@
     python meow_continuous_action.py --env-id Humanoid-v4           # the paper's settings for that environment
     python meow_continuous_action.py --env-id Hopper-v4 --seed 2 --track
     python meow_continuous_action.py --env-id Hopper-v4 --num-shifts 0    # ablation: 0 vanilla, 1 +LRS, 2 +LRS & SCDQ
+    python meow_continuous_action.py --resume runs/NAME             # goes on with an interrupted run, to the bit
+    python meow_continuous_action.py --evaluate runs/NAME           # plays episodes with what was learnt
 
 One conditional flow is the soft Q-function, the exact soft value and the sampler at once. Its inverse pass
 g(a|s) = z has non-linear layers S_n (tanh and couplings) and one linear layer S_l (a diagonal scale of the state):
@@ -30,7 +32,8 @@ g(a|s) = z has non-linear layers S_n (tanh and couplings) and one linear layer S
 (p_z's constant, alpha * A/2 * log(2 pi), is counted in V: the policy is the same and both move by one constant.)
 
 Expected (paper, mean return of 10 greedy episodes): Hopper-v4 1,390 at 150k steps, 3,490 at 1.5M; Humanoid-v4 5,620 at
-1.25M, 6,810 at 5M. Every run writes TensorBoard logs, config.json and evaluations.csv to runs/NAME.
+1.25M, 6,810 at 5M. Every run writes TensorBoard logs, config.json, evaluations.csv, the learnt networks (model.pt,
+model_best.pt) and checkpoints to runs/NAME.
 
 Where this file departs from the authors' code (the README says why): both shifts are regressed in one pass of the flow
 (theirs: two, on a doubled batch), V never runs a coupling layer, the log-probability of a sample is the density of that
@@ -42,16 +45,25 @@ import copy
 import csv
 import ctypes
 import difflib
+import hashlib
+import io
 import json
 import math
 import os
+import pickle
 import platform
 import random
 import re
+import signal
 import sys
+import threading
 import time
 import warnings
-from dataclasses import asdict, dataclass
+import zipfile
+import zlib
+from collections import deque
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import gymnasium as gym
@@ -121,6 +133,18 @@ class Args:
     capture_video: bool = False
     """write videos of training episodes 0, 1, 8, 27, ... and every 1000th to `videos/NAME`"""
 
+    # What a run leaves, and what can be done with it
+    save_model: bool = True
+    """write the networks: `model.pt` at the end, `model_best.pt` at each evaluation that is the best so far"""
+    checkpoint_frequency: int | None = None
+    """environment steps between two checkpoints, of which the newest two are kept (None: --eval-frequency)"""
+    resume: str | None = None
+    """the folder of a run to go on with, from its newest checkpoint; the settings are the run's own"""
+    evaluate: str | None = None
+    """a run's folder (its model.pt) or a model file: play --eval-episodes episodes, print the returns, train nothing"""
+    stochastic: bool = False
+    """with --evaluate: sample the policy instead of acting deterministically"""
+
     # Evaluation (the paper's protocol)
     eval_frequency: int = 10_000
     """environment steps between two evaluations; there is one at step 0 and one at the end too"""
@@ -164,6 +188,8 @@ class Args:
         for name, value in settings.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.checkpoint_frequency is None:
+            self.checkpoint_frequency = self.eval_frequency
 
 
 def describe_settings(args):
@@ -202,6 +228,7 @@ def check_args(args):
         return lambda x: isinstance(x, int) and low <= x <= high
 
     counts = ("total_timesteps", "buffer_size", "batch_size", "eval_frequency", "eval_episodes", "torch_threads")
+    counts += ("checkpoint_frequency",)
     for names, allowed, is_allowed in [
         (counts, "an integer of at least 1", integer(1)),
         (("learning_starts", "compile_min_timesteps"), "an integer of at least 0", integer(0)),
@@ -223,6 +250,10 @@ def check_args(args):
             raise UsageError(f"{flags}, got {getattr(args, low)} and {getattr(args, high)}")
     if args.buffer_size < args.batch_size:
         raise UsageError(f"--buffer-size must be at least --batch-size, got {args.buffer_size} and {args.batch_size}")
+    if args.resume and args.evaluate:
+        raise UsageError("--resume and --evaluate must not be given together: one trains, the other only plays")
+    if args.stochastic and not args.evaluate:
+        raise UsageError("--stochastic is allowed with --evaluate only; in training it is --no-eval-deterministic")
 
 
 def check_env(args):
@@ -242,7 +273,7 @@ def check_env(args):
     obs_dim, act_dim = obs_space.shape[0], act_space.shape[0]
     gigabytes = args.buffer_size * ReplayBuffer.row_width(obs_dim, act_dim) * 4 / 1e9
     free = psutil.virtual_memory().available / 1e9
-    if gigabytes > free:
+    if gigabytes > free and not args.evaluate:
         raise UsageError(
             f"--buffer-size {args.buffer_size:,} needs {gigabytes:,.1f} GB of memory for {args.env_id}, "
             f"at most the {free:,.1f} GB that are free are allowed"
@@ -287,6 +318,116 @@ def make_env(env_id, seed, idx, capture_video, run_name):
         return env
 
     return thunk
+
+
+class NotPlain(TypeError):
+    """A value that `plain` cannot put into plain data."""
+
+
+def plain(value):
+    """A copy of `value` made of what torch.load(weights_only=True) reads: numbers, text, tensors, lists, tuples, dicts.
+
+    An array becomes a tensor, a random stream (also a gym.Space's) the dict of its state, MuJoCo's data the dict of
+    its time and arrays (qpos, qvel, act, qacc_warmstart and all that follows from them). Raises NotPlain for others.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
+        return torch.from_numpy(np.array(value))
+    if isinstance(value, torch.Tensor):
+        return value.cpu().clone()
+    if isinstance(value, gym.Space):
+        return plain(value.np_random)
+    if isinstance(value, np.random.Generator):
+        return plain(value.bit_generator.state)
+    if isinstance(value, mujoco.MjData):
+        names = [name for name in dir(value) if isinstance(getattr(value, name), np.ndarray)]
+        return {name: plain(getattr(value, name)) for name in ["time", *names]}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, deque)):
+        return [plain(item) for item in value]
+    if type(value) is tuple:
+        return tuple(plain(item) for item in value)
+    raise NotPlain(type(value).__name__)
+
+
+def unplain(saved, old=None):
+    """The value whose `plain` copy is `saved`. If it replaces a random stream or MuJoCo's data, `old`, that is set."""
+    if isinstance(old, gym.Space):
+        unplain(saved, old.np_random)
+        return old
+    if isinstance(old, np.random.Generator):
+        old.bit_generator.state = unplain(saved)
+        return old
+    if isinstance(old, mujoco.MjData):
+        old.time = saved["time"]
+        for name in saved.keys() - {"time"}:
+            array = getattr(old, name)
+            if array.shape == saved[name].shape:  # not so for contacts and constraints, which the next step makes anew
+                array[...] = saved[name].numpy()
+        return old
+    if isinstance(saved, torch.Tensor):
+        return saved.numpy().copy()[()]  # [()]: a scalar where it has no dimension
+    if isinstance(saved, dict):
+        return {key: unplain(item) for key, item in saved.items()}
+    if isinstance(saved, (list, tuple)):
+        items = [unplain(item) for item in saved]
+        return deque(items, old.maxlen) if isinstance(old, deque) else type(saved)(items)
+    return saved
+
+
+def env_layers(envs):
+    """A vector environment, each wrapper of its one environment and that environment: (name, object)."""
+    yield type(envs).__name__, envs
+    env = envs.envs[0]
+    while env is not env.unwrapped:
+        yield type(env).__name__, env
+        env = env.env
+    yield "unwrapped", env
+
+
+def get_env_state(envs):
+    """The plain attributes of all `env_layers`: simulator, elapsed steps, episode statistics, random streams."""
+    state = {}
+    for name, layer in env_layers(envs):
+        state[name] = {}
+        for key, value in vars(layer).items():
+            if key not in ("recorded_frames", "render_history"):  # a video goes on without what it had so far
+                with contextlib.suppress(NotPlain):
+                    state[name][key] = plain(value)
+    return state
+
+
+def set_env_state(envs, state):
+    """Puts a state of `get_env_state` into another vector environment of the same make, which was reset before."""
+    for name, layer in env_layers(envs):
+        for key, saved in state.get(name, {}).items():
+            setattr(layer, key, unplain(saved, getattr(layer, key, None)))
+
+
+def make_envs(args, run_name="", capture_video=False):
+    """The training environment, reset and seeded: a SyncVectorEnv of one, and its first observation (1, S)."""
+    thunks = [make_env(args.env_id, args.seed, 0, capture_video, run_name)]
+    envs = SyncVectorEnv(thunks, autoreset_mode=AutoresetMode.SAME_STEP)
+    envs.action_space.seed(args.seed)
+    return envs, envs.reset(seed=args.seed)[0]
+
+
+def env_state_is_whole(args):
+    """Whether an environment given another's `get_env_state` goes on exactly as that one: tried for 20 steps."""
+    (first, _), (second, _) = make_envs(args), make_envs(replace(args, seed=args.seed ^ 1))
+    actions = [first.action_space.sample() for _ in range(40)]
+    for action in actions[:20]:
+        first.step(action)
+    set_env_state(second, get_env_state(first))
+    same = [
+        np.array_equal(ours, theirs, equal_nan=True)
+        for action in actions[20:]
+        for ours, theirs in zip(first.step(action)[:4], second.step(action)[:4], strict=True)
+    ]
+    first.close(), second.close()
+    return all(same)
 
 
 # ALGO LOGIC: initialize agent here:
@@ -509,7 +650,7 @@ class ReplayBuffer:
         self.widths = (obs_dim, obs_dim, act_dim, 1, 1)
         # on the CPU the memory is taken only as it fills
         self.rows = torch.empty(capacity, self.row_width(obs_dim, act_dim), device=device)
-        self.pos, self.size = 0, 0
+        self.added = 0  # transitions ever
         self.filled = torch.zeros((), dtype=torch.float64, device=device)  # size, where a CUDA graph can read it
         self.generator = torch.Generator(device).manual_seed(seed)
 
@@ -517,6 +658,11 @@ class ReplayBuffer:
     def row_width(obs_dim, act_dim):
         """float32 numbers a transition takes."""
         return 2 * obs_dim + act_dim + 2
+
+    @property
+    def size(self):
+        """Transitions that can be drawn."""
+        return min(self.added, len(self.rows))
 
     def add(self, obs, next_obs, act, reward, terminated):
         """Stores one transition (arrays (S,), (S,), (A,) and two numbers); the oldest makes room.
@@ -526,9 +672,18 @@ class ReplayBuffer:
         row = np.concatenate([obs, next_obs, act, [reward, terminated]], dtype=np.float32)
         if not np.isfinite(row).all():
             raise FloatingPointError("an observation, action or reward")
-        self.rows[self.pos] = torch.from_numpy(row)
-        self.pos = (self.pos + 1) % len(self.rows)
-        self.size = min(self.size + 1, len(self.rows))
+        self.rows[self.added % len(self.rows)] = torch.from_numpy(row)
+        self.added += 1
+        self.filled.fill_(self.size)
+
+    def get_rows(self, first, stop):
+        """The rows of transitions number `first` to `stop` - 1, counted from the run's start: (stop - first, width)."""
+        return self.rows[torch.arange(first, stop) % len(self.rows)].cpu().numpy()
+
+    def set_rows(self, first, rows):
+        """Puts rows (n, width) where those of transitions number `first` to first + n - 1 lie."""
+        self.rows[torch.arange(first, first + len(rows)) % len(self.rows)] = torch.from_numpy(rows).to(self.rows.device)
+        self.added = first + len(rows)
         self.filled.fill_(self.size)
 
     def sample(self, batch_size, device="cpu"):
@@ -691,6 +846,188 @@ def evaluate(policy, envs, deterministic=True):
     return returns
 
 
+def random_streams():
+    """The states of the global random streams, as plain data: python, numpy, torch, and CUDA where there is one."""
+    streams = {"python": random.getstate(), "numpy": np.random.get_state(legacy=False), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        streams["cuda"] = torch.cuda.get_rng_state()
+    return plain(streams)
+
+
+def set_random_streams(streams):
+    """Puts the global random streams into states of `random_streams`."""
+    random.setstate(streams["python"])
+    np.random.set_state(unplain(streams["numpy"]))
+    torch.set_rng_state(streams["torch"])
+    if "cuda" in streams and torch.cuda.is_available():
+        torch.cuda.set_rng_state(streams["cuda"])
+
+
+def write_atomically(path, content):
+    """Writes bytes to a file that is either whole or as it was before: temporary file, flush, fsync, rename.
+
+    Raises OSError if that fails, as on a full disk.
+    """
+    path, temporary = Path(path), Path(f"{path}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # its part of a full disk
+        raise
+    if os.name == "posix":  # the rename itself must reach the disk too
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def tensors_to_bytes(state):
+    """What torch.save writes of plain data."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getbuffer()
+
+
+class Checkpoints:
+    """The checkpoints in a folder: step_N.pt has all of a run but its replay buffer, whose rows are in replay_A_B.npy.
+
+    A replay file has the rows that came between two checkpoints (transitions number A to B - 1) and never changes, so
+    a checkpoint writes what is new only. The newest two checkpoints are kept, with the replay files that they need.
+    Nothing is unpickled but tensors and plain data (weights_only, allow_pickle=False): a checkpoint cannot run code.
+    """
+
+    FORMAT = 1
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.replay_files, self.names = [], set()  # of the newest one: [A, B, CRC-32] each; all its files
+
+    @staticmethod
+    def replay_name(first, stop, _):
+        return f"replay_{first:012d}_{stop:012d}.npy"
+
+    def save(self, step, state, rb):
+        """Writes a checkpoint of plain data and a ReplayBuffer. Raises OSError if that fails: the older ones stay."""
+        self.folder.mkdir(exist_ok=True)
+        oldest = rb.added - rb.size
+        replay_files = [file for file in self.replay_files if file[1] > oldest]
+        first = max(oldest, replay_files[-1][1] if replay_files else 0)
+        file = io.BytesIO()
+        np.save(file, rb.get_rows(first, rb.added), allow_pickle=False)
+        replay_files.append([first, rb.added, zlib.crc32(file.getbuffer())])
+        state = {"format": self.FORMAT, "step": step, "replay_files": replay_files, **state}
+        step_name, names = f"step_{step:012d}.pt", [self.replay_name(*file) for file in replay_files]
+        try:
+            write_atomically(self.folder / names[-1], file.getbuffer())
+            write_atomically(self.folder / step_name, tensors_to_bytes(state))
+        except OSError:
+            (self.folder / names[-1]).unlink(missing_ok=True)
+            raise
+        for path in self.folder.iterdir():
+            if path.name not in {step_name, *names, *self.names}:
+                path.unlink()
+        self.replay_files, self.names = replay_files, {step_name, *names}
+
+    def paths(self):
+        """The step files, newest first. Raises UsageError if there is none."""
+        paths = sorted(self.folder.glob("step_*.pt"), reverse=True)
+        if not paths:
+            raise UsageError(f"no checkpoint in {self.folder.parent}: --resume must name the folder of a run with one")
+        return paths
+
+    def load(self, rb):
+        """The newest whole checkpoint: fills `rb`, returns the rest. Says so if it is not the newest of all.
+
+        Raises UsageError if there is none, or if all are damaged or of another format.
+        """
+        damages = []
+        for path in self.paths():
+            try:
+                state = self.read(path, rb)
+            except (OSError, ValueError, LookupError, RuntimeError, zipfile.BadZipFile, pickle.PickleError) as error:
+                damages.append(f"{path} cannot be used ({type(error).__name__}: {error})".partition("\n")[0])
+                continue
+            for damage in damages:
+                print(f"{damage}; going on from {path}", flush=True)
+            self.replay_files = state["replay_files"]
+            self.names = {path.name, *(self.replay_name(*file) for file in self.replay_files)}
+            return state
+        raise UsageError(f"--resume must name the folder of a run with a whole checkpoint: {'; '.join(damages)}")
+
+    def read(self, path, rb):
+        damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
+        if damaged is not None:
+            raise ValueError(f"{damaged} in it is damaged")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["format"] != self.FORMAT:
+            raise ValueError(f"it has format {state['format']}, this script reads format {self.FORMAT}")
+        for first, stop, checksum in state["replay_files"]:
+            content = (self.folder / self.replay_name(first, stop, checksum)).read_bytes()
+            if zlib.crc32(content) != checksum:
+                raise ValueError(f"{self.replay_name(first, stop, checksum)} is damaged")
+            rb.set_rows(first, np.load(io.BytesIO(content), allow_pickle=False))
+        return state
+
+
+def save_model(path, policy, about):
+    """Writes the policy's state dict to PATH.pt, and `about` (a dict) with that file's SHA-256 to PATH.json."""
+    content = tensors_to_bytes(policy.state_dict())
+    write_atomically(f"{path}.pt", content)
+    about = about | {"sha256": hashlib.sha256(content).hexdigest()}
+    write_atomically(f"{path}.json", json.dumps(about, indent=2).encode())
+
+
+def model_path(path):
+    """The .pt file that `path`, a .pt file or a run's folder, stands for."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    best = path / "model_best.pt"
+    if best.exists() and not (path / "model.pt").exists():
+        raise UsageError(f"{path} has no model.pt, for that run has not ended: its best so far is {best}")
+    return path / "model.pt"
+
+
+def load_policy(path):
+    """What `save_model` wrote: a FlowPolicy on the CPU, and the dict about it. path: a .pt file or a run's folder.
+
+    Raises UsageError if there is none, if a file is damaged or if the two are not of one save.
+    """
+    path = model_path(path)
+    try:
+        content, about = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} must be a model with its .json beside it, or a run's folder: {error}") from error
+    if hashlib.sha256(content).hexdigest() != about["sha256"]:
+        raise UsageError(f"{path} must be the file that {path.with_suffix('.json')} tells of, its SHA-256 is another")
+    policy = FlowPolicy(**about["network"])
+    policy.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
+    return policy, about
+
+
+class StopSignals:
+    """Notes the first Ctrl-C (SIGINT) or SIGTERM in `number`, for a run to end in order; the second kills as ever."""
+
+    def __init__(self):
+        self.number, self.handlers = None, {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self.handlers[number] = signal.signal(number, self.note)
+
+    def note(self, number, frame):
+        self.number = number
+        self.restore()
+        os.write(2, b"\nstopping: a checkpoint is written first (once more: at once, without)\n")  # print may be busy
+
+    def restore(self):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+
 class TrainResult(NamedTuple):
     """What `train` returns: the policy, the folder runs/NAME, and [(step, returns (eval_episodes,)), ...]."""
 
@@ -699,17 +1036,18 @@ class TrainResult(NamedTuple):
     evaluations: list
 
 
-def start_logging(args, stack):
-    """Makes runs/NAME with config.json, evaluations.csv and TensorBoard logs, and the W&B run. `stack` closes them.
+def versions_here():
+    """{name: version} of what decides a run's numbers."""
+    return {m.__name__: str(m.__version__) for m in (gym, mujoco, np, torch)} | {"python": platform.python_version()}
 
-    Returns the run's name, the SummaryWriter and a function that logs one evaluation (step, seconds, returns).
-    """
+
+def make_run_dir(args):
+    """Makes the folder runs/NAME of a new run. Raises UsageError if it cannot be written."""
     while True:
-        run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
-        run_dir = f"runs/{run_name}"
+        run_dir = Path("runs") / f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
         try:
-            os.makedirs(run_dir)
-            break
+            run_dir.mkdir(parents=True)
+            return run_dir
         except FileExistsError:
             time.sleep(1)  # another run of this seed began in the same second
         except OSError as error:
@@ -717,46 +1055,131 @@ def start_logging(args, stack):
                 f"the folder {run_dir} (from --env-id and --exp-name) must be writable: {error}"
             ) from error
 
-    versions = {m.__name__: m.__version__ for m in (gym, mujoco, np, torch)} | {"python": platform.python_version()}
+
+def start_logging(args, config, run_dir, state, stack):
+    """Opens config.json, evaluations.csv, the TensorBoard logs and the W&B run of a folder. `stack` closes them.
+
+    state: of the checkpoint that the run goes on from, or None: what was logged after it is taken back.
+    Returns the SummaryWriter, a function that logs one evaluation (step, seconds, returns) and the id of the W&B run.
+    """
+    wandb_id = state and state["wandb_id"]
     if args.track:
         import wandb
 
-        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_name}
+        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_dir.name}
+        names |= {"id": wandb_id, "resume": "allow"} if wandb_id else {}
         try:
-            wandb.init(**names, sync_tensorboard=True, save_code=True, config=asdict(args) | {"versions": versions})
+            wandb_id = wandb.init(**names, sync_tensorboard=True, save_code=True, config=config["args"] | config).id
         except Exception as error:  # no key, no network, bad WANDB_* variables: each its own class
-            os.rmdir(run_dir)
+            if state is None:
+                run_dir.rmdir()
             raise UsageError(f"--track needs a W&B login, or WANDB_MODE=offline: {error}") from error
         stack.push(lambda exc_type, *_: wandb.finish(exit_code=int(exc_type is not None)))
     print(f"{run_dir}\n{describe_settings(args)}", flush=True)
-    with open(f"{run_dir}/config.json", "w") as file:
-        json.dump({"args": asdict(args), "versions": versions}, file, indent=2)
-    writer = stack.enter_context(SummaryWriter(run_dir))
-    table = "\n".join(f"|{key}|{value}|" for key, value in (asdict(args) | versions).items())
-    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+    write_atomically(run_dir / "config.json", json.dumps(config, indent=2).encode())
 
-    file = stack.enter_context(open(f"{run_dir}/evaluations.csv", "w", newline=""))
-    rows = csv.writer(file)
-    rows.writerow(["step", "seconds", "mean", "std", *[f"return_{i}" for i in range(args.eval_episodes)]])
+    if state:
+        for path in run_dir.glob("events.out.tfevents.*"):
+            if path.name in state["events"]:
+                os.truncate(path, min(path.stat().st_size, state["events"][path.name]))
+            else:
+                path.unlink()
+    writer = stack.enter_context(SummaryWriter(run_dir))
+    if not state:
+        table = "\n".join(f"|{key}|{value}|" for key, value in (config["args"] | config["versions"]).items())
+        writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+
+    def csv_lines(*rows):
+        text = io.StringIO()
+        csv.writer(text).writerows(rows)
+        return text.getvalue()
+
+    def csv_row(step, seconds, returns):
+        return [step, f"{seconds:.1f}", returns.mean(), returns.std(), *returns]
+
+    header = ["step", "seconds", "mean", "std", *[f"return_{i}" for i in range(args.eval_episodes)]]
+    before = (
+        [csv_row(step, seconds, returns.numpy()) for step, seconds, returns in state["evaluations"]] if state else []
+    )
+    write_atomically(run_dir / "evaluations.csv", csv_lines(header, *before).encode())
+    file = stack.enter_context(open(run_dir / "evaluations.csv", "a", newline=""))
 
     def log_evaluation(step, seconds, returns):
-        rows.writerow([step, f"{seconds:.1f}", returns.mean(), returns.std(), *returns])
+        file.write(csv_lines(csv_row(step, seconds, returns)))
         file.flush()
         writer.add_scalar("eval/episodic_return", returns.mean(), step)
         writer.add_scalar("eval/episodic_return_std", returns.std(), step)
 
-    return run_name, writer, log_evaluation
+    return writer, log_evaluation, wandb_id
+
+
+# What a resumed run may change: how long and where it runs, not what it is.
+MAY_CHANGE = {"total_timesteps", "checkpoint_frequency", "save_model", "track", "wandb_project_name", "wandb_entity"}
+MAY_CHANGE |= {"capture_video", "cuda", "torch_threads", "compile", "compile_min_timesteps", "torch_deterministic"}
+MAY_CHANGE |= {"resume", "evaluate", "stochastic"}
+
+
+def stored_args(args):
+    """The settings of the run that --resume or --evaluate name. Raises UsageError if there is none."""
+    if args.resume:
+        path = Checkpoints(Path(args.resume) / "checkpoints").paths()[0].parent.parent / "config.json"
+    else:
+        path = model_path(args.evaluate).with_suffix(".json")
+    try:
+        settings = json.loads(path.read_text())["args"]
+        return Args(**settings | {"resume": args.resume, "evaluate": args.evaluate})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} must have the settings of a run of this script: {error}") from error
+
+
+def check_unchanged(args, stored, flag, may_change):
+    """Raises UsageError if `args` are not `stored`, of the run that `flag` names, but for names in `may_change`."""
+    for name, value in stored.items():
+        if name not in may_change and getattr(args, name) != value:
+            raise UsageError(
+                f"--{name.replace('_', '-')} must stay {value} with {flag}, as in that run, got {getattr(args, name)}"
+            )
 
 
 def train(args):
     """Trains MEow as `args` says (the paper's Algorithm 1) and writes runs/NAME. Returns a TrainResult.
 
-    Raises UsageError before any work for bad input, and FloatingPointError if the run diverges.
+    Raises UsageError before any work for bad input, FloatingPointError if the run diverges, OSError if a log cannot be
+    written, and SystemExit (128 + signal) after the checkpoint that Ctrl-C or SIGTERM ask for.
     """
     check_args(args)
+    if args.resume:
+        check_unchanged(args, asdict(stored_args(args)), "--resume", MAY_CHANGE)
     obs_dim, act_dim = check_env(args)
+    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+    rb_bytes = 4 * args.buffer_size * ReplayBuffer.row_width(obs_dim, act_dim)
+    rb_on_gpu = device.type == "cuda" and 2 * rb_bytes < torch.cuda.mem_get_info()[0]  # half is for the rest
+    rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.seed, device if rb_on_gpu else "cpu")
+    devices = [device.type, rb.rows.device.type]
+    state = None
+    if args.resume:
+        run_dir = Path(args.resume)
+        checkpoints = Checkpoints(run_dir / "checkpoints")
+        state = checkpoints.load(rb)
+        if args.total_timesteps < state["step"]:
+            raise UsageError(f"--total-timesteps must be at least {state['step']:,}, which that run has done")
+        if state["devices"] != devices:  # their random streams differ
+            raise UsageError(f"--resume needs networks and buffer on {state['devices']} as before, here on {devices}")
+        if state["versions"] != versions_here():
+            print(f"not to the bit as before: versions were {state['versions']}, are {versions_here()}")
+    else:
+        run_dir = make_run_dir(args)
+        checkpoints = Checkpoints(run_dir / "checkpoints")
+
+    settings = asdict(args) | {"resume": None}
+    resumed_at = [*state["resumed_at"], state["step"]] if state else []
     with contextlib.ExitStack() as stack:
-        run_name, writer, log_evaluation = start_logging(args, stack)
+        config = {"args": settings, "versions": versions_here(), "resumed_at": resumed_at}
+        writer, log_evaluation, wandb_id = start_logging(args, config, run_dir, state, stack)
+
+        env_state_saved = env_state_is_whole(args)
+        if not env_state_saved:
+            print(f"{args.env_id}: its state cannot be saved, so a resumed run begins with a new episode", flush=True)
 
         # TRY NOT TO MODIFY: seeding
         random.seed(args.seed)
@@ -766,27 +1189,23 @@ def train(args):
 
         torch.set_num_threads(args.torch_threads)
         keep_freed_memory()
-        device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
 
         # env setup
-        thunks = [make_env(args.env_id, args.seed, 0, args.capture_video, run_name)]
-        envs = SyncVectorEnv(thunks, autoreset_mode=AutoresetMode.SAME_STEP)
+        envs, obs = make_envs(args, run_dir.name, args.capture_video)
         stack.callback(envs.close)
-        envs.action_space.seed(args.seed)
-        eval_envs = [make_env(args.env_id, i, i, False, run_name)() for i in range(args.eval_episodes)]
+        eval_envs = [make_env(args.env_id, i, i, False, run_dir.name)() for i in range(args.eval_episodes)]
         for env in eval_envs:
             stack.callback(env.close)
 
-        network = (obs_dim, act_dim, args.alpha, args.sigma_min, args.sigma_max, args.coupling, args.num_shifts)
-        policy, target = (FlowPolicy(*network).to(device) for _ in range(2))
+        network = {"obs_dim": obs_dim, "act_dim": act_dim, "alpha": args.alpha, "sigma_min": args.sigma_min}
+        network |= {"sigma_max": args.sigma_max, "coupling": args.coupling, "num_shifts": args.num_shifts}
+        policy, target = (FlowPolicy(**network).to(device) for _ in range(2))
         target.load_state_dict(policy.state_dict())
         target.requires_grad_(False)
-        rb_bytes = 4 * args.buffer_size * ReplayBuffer.row_width(obs_dim, act_dim)
-        rb_on_gpu = device.type == "cuda" and 2 * rb_bytes < torch.cuda.mem_get_info()[0]  # half is for the rest
-        rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.seed, device if rb_on_gpu else "cpu")
         soft_q_loss, optimizer = SoftQLoss(policy, target), Adam(policy.vector, args.learning_rate)
         step = learn_and_act
-        if args.compile and args.total_timesteps >= args.compile_min_timesteps:
+        first_step = state["step"] if state else 0
+        if args.compile and args.total_timesteps >= max(args.compile_min_timesteps, first_step + 1):
             step = compile_or_eager(args, soft_q_loss, rb)
 
         def draw_learn_and_act(obs):
@@ -800,28 +1219,79 @@ def train(args):
         if rb_on_gpu and step is not learn_and_act:
             draw_learn_and_act = CudaGraph(draw_learn_and_act, rb.generator)
 
-        evaluations = []
-        start_time = time.time()
+        actions = None  # (1, A), once they come with the update before them
+        evaluations, seconds_before, best_return = [], 0.0, -math.inf
+        learning_state = {
+            "policy": policy.vector,
+            "target": target.vector,
+            "exp_avg": optimizer.exp_avg,
+            "exp_avg_sq": optimizer.exp_avg_sq,
+            "adam_steps": optimizer.steps,
+        }
+        if state:
+            seconds_before, best_return = state["seconds"], state["best_return"]
+            evaluations = [(step, seconds, returns.numpy()) for step, seconds, returns in state["evaluations"]]
+            for name, tensor in learning_state.items():
+                tensor.copy_(state["learning"][name])
+            rb.generator.set_state(state["rb_stream"])
+            if env_state_saved:
+                set_env_state(envs, state["env"])
+                obs, actions = unplain(state["obs"]), unplain(state["actions"])
+            else:
+                obs, _ = envs.reset(seed=(args.seed + first_step) % 2**32)
+            set_random_streams(state["random"])
+        start_time = time.time() - seconds_before
         bar = {"unit": "step", "dynamic_ncols": True, "mininterval": 1.0, "miniters": 1}  # 1: learning steps are slower
-        progress = stack.enter_context(tqdm(total=args.total_timesteps, **bar))
+        progress = stack.enter_context(tqdm(total=args.total_timesteps, initial=first_step, **bar))
+
+        def say(text):
+            progress.write(text, file=sys.stdout)
 
         def evaluate_and_log(step):
+            nonlocal best_return
             returns = evaluate(policy, eval_envs, args.eval_deterministic)
-            evaluations.append((step, returns))
-            log_evaluation(step, time.time() - start_time, returns)
-            progress.write(f"step {step:,}: eval return {returns.mean():.1f} +- {returns.std():.1f}", file=sys.stdout)
+            evaluations.append((step, time.time() - start_time, returns))
+            log_evaluation(*evaluations[-1])
+            say(f"step {step:,}: eval return {returns.mean():.1f} +- {returns.std():.1f}")
+            if returns.mean() > best_return:
+                best_return = float(returns.mean())
+                write("best model", save, "best", step)
+
+        def write(what, function, *arguments):
+            try:
+                function(*arguments)
+            except OSError as error:  # a full disk must not end a run: the next time there may be room
+                say(f"the {what} could not be written ({error}); what was written before is as it was")
+
+        def save(kind, step):
+            """Writes model.pt (kind "last") or model_best.pt ("best")."""
+            if args.save_model:
+                about = {"kind": kind, "run": run_dir.name, "step": step, "network": network, "args": settings}
+                about |= {"evaluation": {"step": evaluations[-1][0], "returns": evaluations[-1][2].tolist()}}
+                name = "model" if kind == "last" else "model_best"
+                save_model(run_dir / name, policy, about | {"versions": versions_here()})
+
+        def checkpoint(step):
+            writer.flush()
+            about = {"args": settings, "versions": versions_here(), "devices": devices, "resumed_at": resumed_at}
+            logs = {"evaluations": evaluations, "seconds": time.time() - start_time, "best_return": best_return}
+            logs |= {"events": {path.name: path.stat().st_size for path in run_dir.glob("events.out.*")}}
+            streams = {"random": random_streams(), "rb_stream": rb.generator.get_state()}
+            world = {"env": get_env_state(envs), "obs": obs, "actions": actions}
+            state = about | logs | {"wandb_id": wandb_id} | streams | world | {"learning": learning_state}
+            checkpoints.save(step, plain(state), rb)
 
         # TRY NOT TO MODIFY: start the game
-        global_step = 0
+        stop = StopSignals()
+        stack.callback(stop.restore)
+        global_step = first_step
         try:
-            obs, _ = envs.reset(seed=args.seed)
-            for global_step in range(args.total_timesteps):
-                if global_step % args.eval_frequency == 0:
-                    evaluate_and_log(global_step)
-
+            if not state:
+                evaluate_and_log(0)
+            for global_step in range(first_step, args.total_timesteps):
                 if global_step < args.learning_starts:
                     actions = envs.action_space.sample()
-                elif global_step <= args.learning_starts + 1:  # the later ones come with the update before them
+                elif actions is None:  # the later ones come with the update before them
                     with torch.no_grad():
                         actions = policy.act(torch.as_tensor(obs, dtype=torch.float32, device=device)).cpu().numpy()
 
@@ -837,7 +1307,7 @@ def train(args):
 
                 # Algorithm 1: store (s, a, r, s')
                 rb.add(obs[0], real_next_obs, actions[0], rewards[0], terminations[0])
-                obs = next_obs  # CRUCIAL step easy to overlook
+                obs, actions = next_obs, None  # CRUCIAL step easy to overlook
 
                 # Algorithm 1: one gradient step on Eq. 9, one step of the target and the next action
                 if global_step > args.learning_starts:
@@ -858,21 +1328,70 @@ def train(args):
                         for name, value in scalars.items():
                             writer.add_scalar(name, float(value), global_step)
                 progress.update()
-            evaluate_and_log(args.total_timesteps)
+
+                steps_done, ends = global_step + 1, global_step + 1 == args.total_timesteps
+                if ends or steps_done % args.eval_frequency == 0:
+                    evaluate_and_log(steps_done)
+                if ends or stop.number:
+                    write("model", save, "last", steps_done)
+                if ends or stop.number or steps_done % args.checkpoint_frequency == 0:
+                    write("checkpoint", checkpoint, steps_done)
+                if stop.number and not ends:
+                    script = os.path.basename(__file__)
+                    say(f"stopped at step {steps_done:,}; go on with: python {script} --resume {run_dir}")
+                    sys.exit(128 + stop.number)
         except FloatingPointError as error:
             advice = "try a smaller --learning-rate or --max-grad-norm, or a larger --alpha"
             if global_step <= args.learning_starts:
                 advice = "nothing was learnt yet, so look at the environment and at --sigma-min and --sigma-max"
             raise FloatingPointError(f"{error} is not finite at step {global_step:,}: {advice}") from None
-        torch.save(policy.state_dict(), f"runs/{run_name}/model.pt")
-        progress.write(f"finished: runs/{run_name} (look at it with `tensorboard --logdir runs`)", file=sys.stdout)
-    return TrainResult(policy, f"runs/{run_name}", evaluations)
+        say(f"finished: {run_dir} (look at it with `tensorboard --logdir runs`)")
+    return TrainResult(policy, str(run_dir), [(step, returns) for step, _, returns in evaluations])
+
+
+def play(args):
+    """Plays --eval-episodes episodes with the model of --evaluate and prints their returns, which it returns too.
+
+    Raises UsageError for bad input.
+    """
+    policy, about = load_policy(args.evaluate)
+    check_args(args)
+    check_unchanged(args, about["args"], "--evaluate", {*MAY_CHANGE, "eval_episodes"})
+    check_env(args)
+    deterministic, run_name = not args.stochastic, f"{about['run']}-{about['kind']}-eval"
+    print(f"{args.evaluate}: {about['kind']} model of {args.env_id}, after {about['step']:,} steps", flush=True)
+    envs = [make_env(args.env_id, i, i, args.capture_video, run_name)() for i in range(args.eval_episodes)]
+    with contextlib.ExitStack() as stack:
+        for env in envs:
+            stack.callback(env.close)
+        returns = evaluate(policy, envs, deterministic)
+    for seed, episodic_return in enumerate(returns):
+        print(f"episode {seed}: {episodic_return:.1f}")
+    print(
+        f"{len(returns)} {'deterministic' if deterministic else 'stochastic'} episodes: mean {returns.mean():.1f}, "
+        f"std {returns.std():.1f}, min {returns.min():.1f}, max {returns.max():.1f}"
+    )
+    if args.capture_video:
+        print(f"video of episode 0: videos/{run_name}")
+    return returns
+
+
+def main():
+    """The command line. Returns the exit code: 0, 2 for bad input, 1 where a run had to stop."""
+    warnings.filterwarnings("ignore", module="gymnasium")  # that v4 is not v5 is the point here
+    args = tyro.cli(Args)
+    try:
+        if args.resume or args.evaluate:
+            args = tyro.cli(Args, default=stored_args(args))  # flags win over what that run had
+        (play if args.evaluate else train)(args)
+    except (UsageError, FloatingPointError) as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except OSError as error:
+        print(f"{error}; --resume goes on from the newest checkpoint", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", module="gymnasium")  # that v4 is not v5 is the point here
-    try:
-        train(tyro.cli(Args))
-    except (UsageError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+    sys.exit(main())
