@@ -42,7 +42,6 @@ very action, a non-finite loss stops the run, and there is no temperature-tuning
 
 import contextlib
 import copy
-import csv
 import ctypes
 import difflib
 import hashlib
@@ -918,7 +917,7 @@ class Checkpoints:
         file = io.BytesIO()
         np.save(file, rb.get_rows(first, rb.added), allow_pickle=False)
         replay_files.append([first, rb.added, zlib.crc32(file.getbuffer())])
-        state = {"format": self.FORMAT, "step": step, "replay_files": replay_files, **state}
+        state = state | {"format": self.FORMAT, "step": step, "replay_files": replay_files}
         step_name, names = f"step_{step:012d}.pt", [self.replay_name(*file) for file in replay_files]
         try:
             write_atomically(self.folder / names[-1], file.getbuffer())
@@ -1056,6 +1055,18 @@ def make_run_dir(args):
             ) from error
 
 
+def lock_run(run_dir, stack):
+    """Takes the folder for this process, until it ends in whatever way. Raises UsageError if another one has it."""
+    if os.name == "posix":
+        import fcntl
+
+        file = stack.enter_context(open(run_dir / "lock", "w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"--resume must name a run on which no process works, one works on {run_dir}") from error
+
+
 def start_logging(args, config, run_dir, state, stack):
     """Opens config.json, evaluations.csv, the TensorBoard logs and the W&B run of a folder. `stack` closes them.
 
@@ -1072,6 +1083,7 @@ def start_logging(args, config, run_dir, state, stack):
             wandb_id = wandb.init(**names, sync_tensorboard=True, save_code=True, config=config["args"] | config).id
         except Exception as error:  # no key, no network, bad WANDB_* variables: each its own class
             if state is None:
+                (run_dir / "lock").unlink(missing_ok=True)
                 run_dir.rmdir()
             raise UsageError(f"--track needs a W&B login, or WANDB_MODE=offline: {error}") from error
         stack.push(lambda exc_type, *_: wandb.finish(exit_code=int(exc_type is not None)))
@@ -1089,23 +1101,17 @@ def start_logging(args, config, run_dir, state, stack):
         table = "\n".join(f"|{key}|{value}|" for key, value in (config["args"] | config["versions"]).items())
         writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
 
-    def csv_lines(*rows):
-        text = io.StringIO()
-        csv.writer(text).writerows(rows)
-        return text.getvalue()
+    def csv_line(step, seconds, returns):
+        return ",".join(map(str, [step, f"{seconds:.1f}", returns.mean(), returns.std(), *returns])) + "\n"
 
-    def csv_row(step, seconds, returns):
-        return [step, f"{seconds:.1f}", returns.mean(), returns.std(), *returns]
-
-    header = ["step", "seconds", "mean", "std", *[f"return_{i}" for i in range(args.eval_episodes)]]
-    before = (
-        [csv_row(step, seconds, returns.numpy()) for step, seconds, returns in state["evaluations"]] if state else []
-    )
-    write_atomically(run_dir / "evaluations.csv", csv_lines(header, *before).encode())
-    file = stack.enter_context(open(run_dir / "evaluations.csv", "a", newline=""))
+    lines = [",".join(["step", "seconds", "mean", "std", *(f"return_{i}" for i in range(args.eval_episodes))]) + "\n"]
+    for step, seconds, returns in state["evaluations"] if state else []:
+        lines.append(csv_line(step, seconds, returns.numpy()))
+    write_atomically(run_dir / "evaluations.csv", "".join(lines).encode())
+    file = stack.enter_context(open(run_dir / "evaluations.csv", "a"))
 
     def log_evaluation(step, seconds, returns):
-        file.write(csv_lines(csv_row(step, seconds, returns)))
+        file.write(csv_line(step, seconds, returns))
         file.flush()
         writer.add_scalar("eval/episodic_return", returns.mean(), step)
         writer.add_scalar("eval/episodic_return_std", returns.std(), step)
@@ -1156,24 +1162,23 @@ def train(args):
     rb_on_gpu = device.type == "cuda" and 2 * rb_bytes < torch.cuda.mem_get_info()[0]  # half is for the rest
     rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.seed, device if rb_on_gpu else "cpu")
     devices = [device.type, rb.rows.device.type]
-    state = None
-    if args.resume:
-        run_dir = Path(args.resume)
-        checkpoints = Checkpoints(run_dir / "checkpoints")
-        state = checkpoints.load(rb)
-        if args.total_timesteps < state["step"]:
-            raise UsageError(f"--total-timesteps must be at least {state['step']:,}, which that run has done")
-        if state["devices"] != devices:  # their random streams differ
-            raise UsageError(f"--resume needs networks and buffer on {state['devices']} as before, here on {devices}")
-        if state["versions"] != versions_here():
-            print(f"not to the bit as before: versions were {state['versions']}, are {versions_here()}")
-    else:
-        run_dir = make_run_dir(args)
-        checkpoints = Checkpoints(run_dir / "checkpoints")
-
-    settings = asdict(args) | {"resume": None}
-    resumed_at = [*state["resumed_at"], state["step"]] if state else []
     with contextlib.ExitStack() as stack:
+        run_dir = Path(args.resume) if args.resume else make_run_dir(args)
+        lock_run(run_dir, stack)
+        checkpoints, state = Checkpoints(run_dir / "checkpoints"), None
+        if args.resume:
+            state = checkpoints.load(rb)
+            if args.total_timesteps < state["step"]:
+                raise UsageError(f"--total-timesteps must be at least {state['step']:,}, which that run has done")
+            if state["devices"] != devices:  # their random streams differ
+                raise UsageError(
+                    f"--resume needs networks and buffer on {state['devices']}, here they are on {devices}"
+                )
+            if state["versions"] != versions_here():
+                print(f"not to the bit as before: versions were {state['versions']}, are {versions_here()}")
+
+        settings = asdict(args) | {"resume": None}
+        resumed_at = [*state["resumed_at"], state["step"]] if state else []
         config = {"args": settings, "versions": versions_here(), "resumed_at": resumed_at}
         writer, log_evaluation, wandb_id = start_logging(args, config, run_dir, state, stack)
 

@@ -236,8 +236,8 @@ def test_a_kill_inside_a_step_an_update_an_evaluation_or_a_checkpoint(deadly, ca
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_writes_a_checkpoint_and_says_how_to_go_on(number, tmp_path):
-    flags = ["--env-id", "Pendulum-v1", "--total-timesteps", "900", "--learning-starts", "100", "--batch-size", "16"]
-    flags += ["--eval-frequency", "300", "--eval-episodes", "2"]
+    flags = ["--env-id", "Pendulum-v1", "--total-timesteps", "600", "--learning-starts", "100", "--batch-size", "16"]
+    flags += ["--eval-frequency", "200", "--eval-episodes", "2"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), cut.mkdir()
     assert run(*flags, cwd=whole).returncode == 0
@@ -249,13 +249,15 @@ def test_a_stop_signal_writes_a_checkpoint_and_says_how_to_go_on(number, tmp_pat
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not list(cut.glob("runs/*/checkpoints/step_*300.pt")):
+    while not list(cut.glob("runs/*/checkpoints/step_*200.pt")):
         assert child.poll() is None
         time.sleep(0.01)
+    (run_dir,) = cut.glob("runs/*")
+    with pytest.raises(UsageError, match="one works on"):
+        resumed(run_dir)
     child.send_signal(number)
     out, _ = child.communicate(timeout=60)
     assert child.returncode == 128 + number
-    (run_dir,) = cut.glob("runs/*")
     *_, line = out.strip().splitlines()
     assert line.startswith("stopped at step ")
     assert line.endswith(f"go on with: python meow_continuous_action.py --resume runs/{run_dir.name}")
