@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import meow_continuous_action as meow
-from meow_continuous_action import Args, describe_settings
+from meow_continuous_action import Args, describe_settings, train
 
 ROOT = Path(__file__).parent.parent
 # Table A3 and the authors' launch settings, typed again from the paper's page
@@ -86,8 +86,14 @@ def test_importing_the_script_runs_nothing(tmp_path):
     assert (result.returncode, result.stdout, list(tmp_path.iterdir())) == (0, "", [])
 
 
-def test_the_readmes_snippet_runs_and_its_command_is_the_main_job():
+def test_the_readmes_snippets_run_and_its_command_is_the_main_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"total_timesteps": 60, "learning_starts": 50, "batch_size": 8, "eval_episodes": 1}
+    run_dir = train(Args(env_id="Hopper-v4", **settings)).run_dir
     readme = (ROOT / "README.md").read_text()
-    (snippet,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    subprocess.run([sys.executable, "-c", snippet], cwd=ROOT, check=True)
+    snippets = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert len(snippets) == 2 and "runs/NAME/model_best.pt" in "".join(snippets)
+    for snippet in snippets:
+        code = snippet.replace("runs/NAME", str(tmp_path / run_dir))
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     assert "pip install -r requirements.txt && python meow_continuous_action.py --env-id Humanoid-v4\n" in readme
