@@ -58,9 +58,8 @@ import sys
 import threading
 import time
 import warnings
-import zipfile
 import zlib
-from collections import deque
+from collections import Counter, deque
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -249,9 +248,9 @@ def check_args(args):
             raise UsageError(f"{flags}, got {getattr(args, low)} and {getattr(args, high)}")
     if args.buffer_size < args.batch_size:
         raise UsageError(f"--buffer-size must be at least --batch-size, got {args.buffer_size} and {args.batch_size}")
-    if args.resume and args.evaluate:
+    if args.resume is not None and args.evaluate is not None:
         raise UsageError("--resume and --evaluate must not be given together: one trains, the other only plays")
-    if args.stochastic and not args.evaluate:
+    if args.stochastic and args.evaluate is None:
         raise UsageError("--stochastic is allowed with --evaluate only; in training it is --no-eval-deterministic")
 
 
@@ -272,7 +271,7 @@ def check_env(args):
     obs_dim, act_dim = obs_space.shape[0], act_space.shape[0]
     gigabytes = args.buffer_size * ReplayBuffer.row_width(obs_dim, act_dim) * 4 / 1e9
     free = psutil.virtual_memory().available / 1e9
-    if gigabytes > free and not args.evaluate:
+    if gigabytes > free and args.evaluate is None:
         raise UsageError(
             f"--buffer-size {args.buffer_size:,} needs {gigabytes:,.1f} GB of memory for {args.env_id}, "
             f"at most the {free:,.1f} GB that are free are allowed"
@@ -376,31 +375,39 @@ def unplain(saved, old=None):
     return saved
 
 
-def env_layers(envs):
-    """A vector environment, each wrapper of its one environment and that environment: (name, object)."""
-    yield type(envs).__name__, envs
-    env = envs.envs[0]
-    while env is not env.unwrapped:
-        yield type(env).__name__, env
-        env = env.env
-    yield "unwrapped", env
+def env_layers(env):
+    """An environment, or a vector environment of one, with each wrapper down to the task: {name and number: object}."""
+    layers, numbers = {}, Counter()
+    while True:
+        name = type(env).__name__
+        layers[f"{name} {numbers[name]}"] = env
+        numbers[name] += 1
+        if isinstance(env, SyncVectorEnv):
+            env = env.envs[0]
+        elif env is not env.unwrapped:
+            env = env.env
+        else:
+            return layers
 
 
-def get_env_state(envs):
+# A video goes on without what it had so far, and where and whether there is one may change.
+NOT_SAVED = {"recorded_frames", "render_history", "video_folder", "render_mode"}
+
+
+def get_env_state(env):
     """The plain attributes of all `env_layers`: simulator, elapsed steps, episode statistics, random streams."""
     state = {}
-    for name, layer in env_layers(envs):
+    for name, layer in env_layers(env).items():
         state[name] = {}
-        for key, value in vars(layer).items():
-            if key not in ("recorded_frames", "render_history"):  # a video goes on without what it had so far
-                with contextlib.suppress(NotPlain):
-                    state[name][key] = plain(value)
+        for key in vars(layer).keys() - NOT_SAVED:
+            with contextlib.suppress(TypeError, ValueError):  # what is not plain, or has no tensor of its type
+                state[name][key] = plain(vars(layer)[key])
     return state
 
 
-def set_env_state(envs, state):
-    """Puts a state of `get_env_state` into another vector environment of the same make, which was reset before."""
-    for name, layer in env_layers(envs):
+def set_env_state(env, state):
+    """Puts a state of `get_env_state` into another environment of the same make, which was reset before."""
+    for name, layer in env_layers(env).items():
         for key, saved in state.get(name, {}).items():
             setattr(layer, key, unplain(saved, getattr(layer, key, None)))
 
@@ -414,19 +421,20 @@ def make_envs(args, run_name="", capture_video=False):
 
 
 def env_state_is_whole(args):
-    """Whether an environment given another's `get_env_state` goes on exactly as that one: tried for 20 steps."""
+    """Whether an environment given another's `get_env_state` goes on exactly as that one: tried for 40 steps."""
     (first, _), (second, _) = make_envs(args), make_envs(replace(args, seed=args.seed ^ 1))
-    actions = [first.action_space.sample() for _ in range(40)]
-    for action in actions[:20]:
-        first.step(action)
+    for _ in range(20):
+        first.step(first.action_space.sample())
     set_env_state(second, get_env_state(first))
-    same = [
-        np.array_equal(ours, theirs, equal_nan=True)
-        for action in actions[20:]
-        for ours, theirs in zip(first.step(action)[:4], second.step(action)[:4], strict=True)
-    ]
-    first.close(), second.close()
-    return all(same)
+    streams, seen = random_streams(), []
+    for envs in (first, second):
+        set_random_streams(streams)
+        seen += [envs.step(envs.action_space.sample())[:4] for _ in range(20)] + [envs.reset()[:1]]
+        seen += [envs.step(envs.action_space.sample())[:4] for _ in range(20)]
+        envs.close()
+    half = len(seen) // 2
+    pairs = [pair for one, other in zip(seen[:half], seen[half:]) for pair in zip(one, other)]
+    return all(np.array_equal(*pair, equal_nan=True) for pair in pairs)
 
 
 # ALGO LOGIC: initialize agent here:
@@ -538,12 +546,12 @@ class FlowPolicy(nn.Module):
     def flatten(self):
         """Makes all parameters views of one new vector (P,), `self.vector`. Returns self."""
         self.vector = torch.cat([param.detach().flatten() for param in self.parameters()])
-        for param, view in zip(self.parameters(), self.views(self.vector).values(), strict=True):
+        for param, view in zip(self.parameters(), self.views(self.vector).values()):
             param.data = view
         return self
 
-    def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)  # to(device) and the like separate the parameters
+    def _apply(self, *args, **kwargs):
+        super()._apply(*args, **kwargs)  # to(device) and the like separate the parameters
         return self if next(self.parameters()).data_ptr() == self.vector.data_ptr() else self.flatten()
 
     def __setstate__(self, state):
@@ -554,7 +562,7 @@ class FlowPolicy(nn.Module):
         """{prefix + name: parameter} with the values of a vector (P,), as `functional_call` takes them."""
         named = dict(self.named_parameters())
         pieces = vector.split([param.numel() for param in named.values()])
-        return {prefix + name: piece.view(named[name].shape) for name, piece in zip(named, pieces, strict=True)}
+        return {prefix + name: piece.view(named[name].shape) for name, piece in zip(named, pieces)}
 
     def log_sigma(self, obs):
         """Log of the linear layer's diagonal, in [sigma_min, sigma_max]: (B, S) -> (B, A)."""
@@ -670,7 +678,7 @@ class ReplayBuffer:
         """
         row = np.concatenate([obs, next_obs, act, [reward, terminated]], dtype=np.float32)
         if not np.isfinite(row).all():
-            raise FloatingPointError("an observation, action or reward")
+            raise FloatingPointError("an observation, action or reward is not finite")
         self.rows[self.added % len(self.rows)] = torch.from_numpy(row)
         self.added += 1
         self.filled.fill_(self.size)
@@ -736,7 +744,7 @@ def update(soft_q_loss, optimizer, data, gamma, tau, max_grad_norm, dropout):
     if not torch.compiler.is_compiling() and optimizer.vector is not policy.vector:
         raise ValueError("make the optimizer, Adam(policy.vector, lr), after moving or copying the policy")
     vector = policy.vector.detach().requires_grad_()
-    parameters = policy.views(vector, "policy.") | target.views(target.vector, "target.")
+    parameters = {**policy.views(vector, "policy."), **target.views(target.vector, "target.")}
     loss, q = functional_call(soft_q_loss, parameters, (data, gamma, dropout))  # Eq. 9
     (grad,) = torch.autograd.grad(loss, vector)
 
@@ -789,15 +797,16 @@ def compile_or_eager(args, soft_q_loss, rb):
 
 
 class CudaGraph:
-    """`step`, a function of obs (1, S), captured as one CUDA graph and replayed: one launch instead of hundreds.
+    """`step`, a function of obs (B, S), captured as one CUDA graph and replayed: one launch instead of hundreds.
 
     SPEED: not measured, for want of a GPU.
 
-    The first three calls run as they are, which warms up what cannot be captured.
+    generators: the random streams that it draws from, but for CUDA's own. The first three calls run as they are, which
+    warms up what cannot be captured.
     """
 
-    def __init__(self, step, generator):
-        self.step, self.generator, self.calls = step, generator, 0
+    def __init__(self, step, generators=()):
+        self.step, self.generators, self.calls = step, generators, 0
 
     def __call__(self, obs):
         self.calls += 1
@@ -812,7 +821,8 @@ class CudaGraph:
             return self.outputs
         if self.calls == 4:
             self.graph = torch.cuda.CUDAGraph()
-            self.graph.register_generator_state(self.generator)
+            for generator in self.generators:
+                self.graph.register_generator_state(generator)
             with torch.cuda.graph(self.graph):
                 self.outputs = self.step(self.obs)
         self.graph.replay()
@@ -840,45 +850,48 @@ def evaluate(policy, envs, deterministic=True):
                 returns[i] += reward
                 done[k] = terminated or truncated
             if not (np.isfinite(obs).all() and np.isfinite(returns).all()):
-                raise FloatingPointError("an observation or reward of the evaluation")
+                raise FloatingPointError("an observation or reward of the evaluation is not finite")
             running = running[~done]
     return returns
 
 
 def random_streams():
     """The states of the global random streams, as plain data: python, numpy, torch, and CUDA where there is one."""
-    streams = {"python": random.getstate(), "numpy": np.random.get_state(legacy=False), "torch": torch.get_rng_state()}
+    name, key, *rest = np.random.get_state()
+    streams = {"python": random.getstate(), "numpy": (name, key.tolist(), *rest), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         streams["cuda"] = torch.cuda.get_rng_state()
-    return plain(streams)
+    return streams
 
 
 def set_random_streams(streams):
     """Puts the global random streams into states of `random_streams`."""
     random.setstate(streams["python"])
-    np.random.set_state(unplain(streams["numpy"]))
+    np.random.set_state(streams["numpy"])
     torch.set_rng_state(streams["torch"])
     if "cuda" in streams and torch.cuda.is_available():
         torch.cuda.set_rng_state(streams["cuda"])
 
 
-def write_atomically(path, content):
-    """Writes bytes to a file that is either whole or as it was before: temporary file, flush, fsync, rename.
+def write_atomically(files):
+    """Writes files, {path: bytes}, each whole or as it was: temporary files, flush, fsync, and all renames at the end.
 
-    Raises OSError if that fails, as on a full disk.
+    Raises OSError if that fails, as on a full disk, before any rename.
     """
-    path, temporary = Path(path), Path(f"{path}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for path, content in files.items():
+            with open(f"{path}.tmp", "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
     except OSError:
-        temporary.unlink(missing_ok=True)  # its part of a full disk
+        for path in files:
+            Path(f"{path}.tmp").unlink(missing_ok=True)  # its part of a full disk
         raise
-    if os.name == "posix":  # the rename itself must reach the disk too
-        folder = os.open(path.parent, os.O_RDONLY)
+    for path in files:
+        os.replace(f"{path}.tmp", path)
+    if os.name == "posix":  # the renames themselves must reach the disk too
+        folder = os.open(Path(path).parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
 
@@ -891,119 +904,109 @@ def tensors_to_bytes(state):
 
 
 class Checkpoints:
-    """The checkpoints in a folder: step_N.pt has all of a run but its replay buffer, whose rows are in replay_A_B.npy.
+    """The checkpoints in a folder: step_N_C.pt has all of a run but its replay buffer, which is in replay_A_B.npy.
 
     A replay file has the rows that came between two checkpoints (transitions number A to B - 1) and never changes, so
     a checkpoint writes what is new only. The newest two checkpoints are kept, with the replay files that they need.
-    Nothing is unpickled but tensors and plain data (weights_only, allow_pickle=False): a checkpoint cannot run code.
+    C is the CRC-32 of the file; those of the replay files are in it. Nothing is unpickled but tensors and plain data
+    (weights_only, allow_pickle=False): a checkpoint cannot run code.
     """
 
     FORMAT = 1
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        self.replay_files, self.names = [], set()  # of the newest one: [A, B, CRC-32] each; all its files
-
-    @staticmethod
-    def replay_name(first, stop, _):
-        return f"replay_{first:012d}_{stop:012d}.npy"
+        self.replay_files, self.names = {}, set()  # of the newest one: {name: [A, B, CRC-32]}; all its files
 
     def save(self, step, state, rb):
-        """Writes a checkpoint of plain data and a ReplayBuffer. Raises OSError if that fails: the older ones stay."""
+        """Writes a checkpoint of plain data and a replay buffer. Raises OSError if that fails: the older ones stay."""
         self.folder.mkdir(exist_ok=True)
         oldest = rb.added - rb.size
-        replay_files = [file for file in self.replay_files if file[1] > oldest]
-        first = max(oldest, replay_files[-1][1] if replay_files else 0)
-        file = io.BytesIO()
-        np.save(file, rb.get_rows(first, rb.added), allow_pickle=False)
-        replay_files.append([first, rb.added, zlib.crc32(file.getbuffer())])
-        state = state | {"format": self.FORMAT, "step": step, "replay_files": replay_files}
-        step_name, names = f"step_{step:012d}.pt", [self.replay_name(*file) for file in replay_files]
-        try:
-            write_atomically(self.folder / names[-1], file.getbuffer())
-            write_atomically(self.folder / step_name, tensors_to_bytes(state))
-        except OSError:
-            (self.folder / names[-1]).unlink(missing_ok=True)
-            raise
+        replay_files = {name: file for name, file in self.replay_files.items() if file[1] > oldest}
+        if not all((self.folder / name).exists() for name in replay_files):
+            replay_files = {}  # somebody deleted them: all is written anew
+        first = max([oldest, *(stop for _, stop, _ in replay_files.values())])
+        rows, name = io.BytesIO(), f"replay_{first:012d}_{rb.added:012d}.npy"
+        np.save(rows, rb.get_rows(first, rb.added), allow_pickle=False)
+        replay_files[name] = [first, rb.added, zlib.crc32(rows.getbuffer())]
+        state = {**state, "format": self.FORMAT, "step": step, "replay_files": replay_files}
+        content = tensors_to_bytes(state)
+        step_name = f"step_{step:012d}_{zlib.crc32(content):08x}.pt"
+        write_atomically({self.folder / name: rows.getbuffer(), self.folder / step_name: content})
         for path in self.folder.iterdir():
-            if path.name not in {step_name, *names, *self.names}:
+            if path.name not in {step_name, *replay_files, *self.names}:
                 path.unlink()
-        self.replay_files, self.names = replay_files, {step_name, *names}
+        self.replay_files, self.names = replay_files, {step_name, *replay_files}
 
-    def paths(self):
-        """The step files, newest first. Raises UsageError if there is none."""
-        paths = sorted(self.folder.glob("step_*.pt"), reverse=True)
+    def load(self, rb=None):
+        """The newest whole checkpoint: fills `rb` and returns the rest, or without `rb` the rest alone.
+
+        Says so if it is not the newest of all. Raises UsageError if there is none, or none that can be used.
+        """
+        paths, damages = sorted(self.folder.glob("step_*.pt"), reverse=True), []
         if not paths:
             raise UsageError(f"no checkpoint in {self.folder.parent}: --resume must name the folder of a run with one")
-        return paths
-
-    def load(self, rb):
-        """The newest whole checkpoint: fills `rb`, returns the rest. Says so if it is not the newest of all.
-
-        Raises UsageError if there is none, or if all are damaged or of another format.
-        """
-        damages = []
-        for path in self.paths():
+        for path in paths:
             try:
                 state = self.read(path, rb)
-            except (OSError, ValueError, LookupError, RuntimeError, zipfile.BadZipFile, pickle.PickleError) as error:
+            except (OSError, ValueError, LookupError, RuntimeError, pickle.PickleError) as error:
                 damages.append(f"{path} cannot be used ({type(error).__name__}: {error})".partition("\n")[0])
                 continue
-            for damage in damages:
+            for damage in damages if rb else []:
                 print(f"{damage}; going on from {path}", flush=True)
             self.replay_files = state["replay_files"]
-            self.names = {path.name, *(self.replay_name(*file) for file in self.replay_files)}
+            self.names = {path.name, *self.replay_files}
             return state
         raise UsageError(f"--resume must name the folder of a run with a whole checkpoint: {'; '.join(damages)}")
 
     def read(self, path, rb):
-        damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
-        if damaged is not None:
-            raise ValueError(f"{damaged} in it is damaged")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        if f"{zlib.crc32(content):08x}" != path.stem.rpartition("_")[2]:
+            raise ValueError("its checksum is not that of its name")
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if state["format"] != self.FORMAT:
             raise ValueError(f"it has format {state['format']}, this script reads format {self.FORMAT}")
-        for first, stop, checksum in state["replay_files"]:
-            content = (self.folder / self.replay_name(first, stop, checksum)).read_bytes()
+        for name, (first, _, checksum) in state["replay_files"].items() if rb else []:
+            content = (self.folder / name).read_bytes()
             if zlib.crc32(content) != checksum:
-                raise ValueError(f"{self.replay_name(first, stop, checksum)} is damaged")
+                raise ValueError(f"{name} is damaged")
             rb.set_rows(first, np.load(io.BytesIO(content), allow_pickle=False))
         return state
 
 
-def save_model(path, policy, about):
-    """Writes the policy's state dict to PATH.pt, and `about` (a dict) with that file's SHA-256 to PATH.json."""
-    content = tensors_to_bytes(policy.state_dict())
-    write_atomically(f"{path}.pt", content)
-    about = about | {"sha256": hashlib.sha256(content).hexdigest()}
-    write_atomically(f"{path}.json", json.dumps(about, indent=2).encode())
+def save_model(path, module, about):
+    """Writes a module's state dict to PATH.pt, and `about` (a dict) with that file's SHA-256 to PATH.json."""
+    content = tensors_to_bytes({name: tensor.cpu() for name, tensor in module.state_dict().items()})
+    about = json.dumps(dict(about, sha256=hashlib.sha256(content).hexdigest()), indent=2)
+    write_atomically({f"{path}.pt": content, f"{path}.json": about.encode()})
 
 
-def model_path(path):
-    """The .pt file that `path`, a .pt file or a run's folder, stands for."""
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    best = path / "model_best.pt"
-    if best.exists() and not (path / "model.pt").exists():
-        raise UsageError(f"{path} has no model.pt, for that run has not ended: its best so far is {best}")
-    return path / "model.pt"
-
-
-def load_policy(path):
-    """What `save_model` wrote: a FlowPolicy on the CPU, and the dict about it. path: a .pt file or a run's folder.
+def load_model(path):
+    """What `save_model` wrote, from a .pt file or a run's folder: the state dict on the CPU, and the dict about it.
 
     Raises UsageError if there is none, if a file is damaged or if the two are not of one save.
     """
-    path = model_path(path)
+    path = Path(path)
+    if path.is_dir():
+        best, path = path / "model_best.pt", path / "model.pt"
+        if best.exists() and not path.exists():
+            raise UsageError(f"--evaluate: there is no {path}, for that run has not ended: its best so far is {best}")
     try:
-        content, about = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} must be a model with its .json beside it, or a run's folder: {error}") from error
-    if hashlib.sha256(content).hexdigest() != about["sha256"]:
-        raise UsageError(f"{path} must be the file that {path.with_suffix('.json')} tells of, its SHA-256 is another")
+        content, stories = path.read_bytes(), [path.with_suffix(".json"), path.with_suffix(".json.tmp")]
+        for story in stories if stories[1].exists() else stories[:1]:  # .tmp: killed between the two renames
+            about = json.loads(story.read_text())
+            if hashlib.sha256(content).hexdigest() == about["sha256"]:
+                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), about
+    except (OSError, ValueError, LookupError, pickle.PickleError) as error:
+        raise UsageError(f"--evaluate: {path} must be a model with its .json, or a run's folder: {error}") from error
+    raise UsageError(f"--evaluate: {path} must be the file that its .json tells of, its SHA-256 is another")
+
+
+def load_policy(path):
+    """The FlowPolicy of a .pt file or of a run's folder, on the CPU, and the dict about it. Raises as `load_model`."""
+    state, about = load_model(path)
     policy = FlowPolicy(**about["network"])
-    policy.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
+    policy.load_state_dict(state)
     return policy, about
 
 
@@ -1065,6 +1068,8 @@ def lock_run(run_dir, stack):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(f"--resume must name a run on which no process works, one works on {run_dir}") from error
+        except OSError as error:
+            print(f"{run_dir} cannot be locked ({error}): let no other process resume it meanwhile", flush=True)
 
 
 def start_logging(args, config, run_dir, state, stack):
@@ -1077,7 +1082,7 @@ def start_logging(args, config, run_dir, state, stack):
     if args.track:
         import wandb
 
-        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_dir.name}
+        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_dir.resolve().name}
         names |= {"id": wandb_id, "resume": "allow"} if wandb_id else {}
         try:
             wandb_id = wandb.init(**names, sync_tensorboard=True, save_code=True, config=config["args"] | config).id
@@ -1088,7 +1093,7 @@ def start_logging(args, config, run_dir, state, stack):
             raise UsageError(f"--track needs a W&B login, or WANDB_MODE=offline: {error}") from error
         stack.push(lambda exc_type, *_: wandb.finish(exit_code=int(exc_type is not None)))
     print(f"{run_dir}\n{describe_settings(args)}", flush=True)
-    write_atomically(run_dir / "config.json", json.dumps(config, indent=2).encode())
+    write_atomically({run_dir / "config.json": json.dumps(config, indent=2).encode()})
 
     if state:
         for path in run_dir.glob("events.out.tfevents.*"):
@@ -1096,7 +1101,8 @@ def start_logging(args, config, run_dir, state, stack):
                 os.truncate(path, min(path.stat().st_size, state["events"][path.name]))
             else:
                 path.unlink()
-    writer = stack.enter_context(SummaryWriter(run_dir))
+    # purge_step: a TensorBoard that is open meanwhile forgets what was taken back
+    writer = stack.enter_context(SummaryWriter(run_dir, purge_step=state["step"] + 1 if state else None))
     if not state:
         table = "\n".join(f"|{key}|{value}|" for key, value in (config["args"] | config["versions"]).items())
         writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
@@ -1107,7 +1113,7 @@ def start_logging(args, config, run_dir, state, stack):
     lines = [",".join(["step", "seconds", "mean", "std", *(f"return_{i}" for i in range(args.eval_episodes))]) + "\n"]
     for step, seconds, returns in state["evaluations"] if state else []:
         lines.append(csv_line(step, seconds, returns.numpy()))
-    write_atomically(run_dir / "evaluations.csv", "".join(lines).encode())
+    write_atomically({run_dir / "evaluations.csv": "".join(lines).encode()})
     file = stack.enter_context(open(run_dir / "evaluations.csv", "a"))
 
     def log_evaluation(step, seconds, returns):
@@ -1127,15 +1133,11 @@ MAY_CHANGE |= {"resume", "evaluate", "stochastic"}
 
 def stored_args(args):
     """The settings of the run that --resume or --evaluate name. Raises UsageError if there is none."""
-    if args.resume:
-        path = Checkpoints(Path(args.resume) / "checkpoints").paths()[0].parent.parent / "config.json"
+    if args.resume is not None:
+        settings = Checkpoints(Path(args.resume) / "checkpoints").load()["args"]
     else:
-        path = model_path(args.evaluate).with_suffix(".json")
-    try:
-        settings = json.loads(path.read_text())["args"]
-        return Args(**settings | {"resume": args.resume, "evaluate": args.evaluate})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} must have the settings of a run of this script: {error}") from error
+        settings = {**load_model(args.evaluate)[1]["args"], "track": False, "capture_video": False}
+    return Args(**{**settings, "resume": args.resume, "evaluate": args.evaluate})
 
 
 def check_unchanged(args, stored, flag, may_change):
@@ -1154,7 +1156,7 @@ def train(args):
     written, and SystemExit (128 + signal) after the checkpoint that Ctrl-C or SIGTERM ask for.
     """
     check_args(args)
-    if args.resume:
+    if args.resume is not None:
         check_unchanged(args, asdict(stored_args(args)), "--resume", MAY_CHANGE)
     obs_dim, act_dim = check_env(args)
     device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
@@ -1163,10 +1165,10 @@ def train(args):
     rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.seed, device if rb_on_gpu else "cpu")
     devices = [device.type, rb.rows.device.type]
     with contextlib.ExitStack() as stack:
-        run_dir = Path(args.resume) if args.resume else make_run_dir(args)
+        run_dir = make_run_dir(args) if args.resume is None else Path(args.resume)
         lock_run(run_dir, stack)
         checkpoints, state = Checkpoints(run_dir / "checkpoints"), None
-        if args.resume:
+        if args.resume is not None:
             state = checkpoints.load(rb)
             if args.total_timesteps < state["step"]:
                 raise UsageError(f"--total-timesteps must be at least {state['step']:,}, which that run has done")
@@ -1182,6 +1184,8 @@ def train(args):
         config = {"args": settings, "versions": versions_here(), "resumed_at": resumed_at}
         writer, log_evaluation, wandb_id = start_logging(args, config, run_dir, state, stack)
 
+        stop = StopSignals()
+        stack.callback(stop.restore)
         env_state_saved = env_state_is_whole(args)
         if not env_state_saved:
             print(f"{args.env_id}: its state cannot be saved, so a resumed run begins with a new episode", flush=True)
@@ -1196,11 +1200,12 @@ def train(args):
         keep_freed_memory()
 
         # env setup
-        envs, obs = make_envs(args, run_dir.name, args.capture_video)
+        envs, obs = make_envs(args, run_dir.resolve().name, args.capture_video)
         stack.callback(envs.close)
-        eval_envs = [make_env(args.env_id, i, i, False, run_dir.name)() for i in range(args.eval_episodes)]
-        for env in eval_envs:
+        eval_envs = [make_env(args.env_id, i, i, False, run_dir.resolve().name)() for i in range(args.eval_episodes)]
+        for seed, env in enumerate(eval_envs):
             stack.callback(env.close)
+            env.reset(seed=seed)
 
         network = {"obs_dim": obs_dim, "act_dim": act_dim, "alpha": args.alpha, "sigma_min": args.sigma_min}
         network |= {"sigma_max": args.sigma_max, "coupling": args.coupling, "num_shifts": args.num_shifts}
@@ -1222,7 +1227,7 @@ def train(args):
         if device.type == "cuda" and not rb_on_gpu:
             print("--buffer-size: the replay buffer does not fit on the GPU; steps are not captured in a CUDA graph")
         if rb_on_gpu and step is not learn_and_act:
-            draw_learn_and_act = CudaGraph(draw_learn_and_act, rb.generator)
+            draw_learn_and_act = CudaGraph(draw_learn_and_act, [rb.generator])
 
         actions = None  # (1, A), once they come with the update before them
         evaluations, seconds_before, best_return = [], 0.0, -math.inf
@@ -1239,8 +1244,10 @@ def train(args):
             for name, tensor in learning_state.items():
                 tensor.copy_(state["learning"][name])
             rb.generator.set_state(state["rb_stream"])
+            unplain(state["action_space"], envs.action_space)
             if env_state_saved:
-                set_env_state(envs, state["env"])
+                for env, env_state in zip([envs, *eval_envs], state["envs"]):
+                    set_env_state(env, env_state)
                 obs, actions = unplain(state["obs"]), unplain(state["actions"])
             else:
                 obs, _ = envs.reset(seed=(args.seed + first_step) % 2**32)
@@ -1258,23 +1265,24 @@ def train(args):
             evaluations.append((step, time.time() - start_time, returns))
             log_evaluation(*evaluations[-1])
             say(f"step {step:,}: eval return {returns.mean():.1f} +- {returns.std():.1f}")
-            if returns.mean() > best_return:
+            if args.save_model and returns.mean() > best_return and write("best model", save, "best", step):
                 best_return = float(returns.mean())
-                write("best model", save, "best", step)
 
         def write(what, function, *arguments):
+            """Calls a function that writes files. Returns whether there was room for them."""
             try:
                 function(*arguments)
             except OSError as error:  # a full disk must not end a run: the next time there may be room
                 say(f"the {what} could not be written ({error}); what was written before is as it was")
+                return False
+            return True
 
         def save(kind, step):
             """Writes model.pt (kind "last") or model_best.pt ("best")."""
-            if args.save_model:
-                about = {"kind": kind, "run": run_dir.name, "step": step, "network": network, "args": settings}
-                about |= {"evaluation": {"step": evaluations[-1][0], "returns": evaluations[-1][2].tolist()}}
-                name = "model" if kind == "last" else "model_best"
-                save_model(run_dir / name, policy, about | {"versions": versions_here()})
+            about = {"kind": kind, "run": run_dir.resolve().name, "step": step, "network": network, "args": settings}
+            about |= {"evaluation": {"step": evaluations[-1][0], "returns": evaluations[-1][2].tolist()}}
+            name = "model" if kind == "last" else "model_best"
+            save_model(run_dir / name, policy, about | {"versions": versions_here()})
 
         def checkpoint(step):
             writer.flush()
@@ -1282,13 +1290,12 @@ def train(args):
             logs = {"evaluations": evaluations, "seconds": time.time() - start_time, "best_return": best_return}
             logs |= {"events": {path.name: path.stat().st_size for path in run_dir.glob("events.out.*")}}
             streams = {"random": random_streams(), "rb_stream": rb.generator.get_state()}
-            world = {"env": get_env_state(envs), "obs": obs, "actions": actions}
+            world = {"envs": [get_env_state(env) for env in (envs, *eval_envs)], "obs": obs, "actions": actions}
+            world["action_space"] = envs.action_space
             state = about | logs | {"wandb_id": wandb_id} | streams | world | {"learning": learning_state}
             checkpoints.save(step, plain(state), rb)
 
         # TRY NOT TO MODIFY: start the game
-        stop = StopSignals()
-        stack.callback(stop.restore)
         global_step = first_step
         try:
             if not state:
@@ -1320,7 +1327,7 @@ def train(args):
                     numbers = numbers.cpu().numpy()
                     actions, (loss, grad_norm) = numbers[None, :act_dim], numbers[act_dim:]
                     if not np.isfinite(loss + grad_norm):
-                        raise FloatingPointError("the loss or its gradient")
+                        raise FloatingPointError("the loss or its gradient is not finite")
 
                     if global_step % 100 == 0:
                         with torch.no_grad():  # Fig. 1: logs of the products of the Jacobian determinants
@@ -1337,19 +1344,22 @@ def train(args):
                 steps_done, ends = global_step + 1, global_step + 1 == args.total_timesteps
                 if ends or steps_done % args.eval_frequency == 0:
                     evaluate_and_log(steps_done)
-                if ends or stop.number:
+                if args.save_model and stop.number and not ends:
                     write("model", save, "last", steps_done)
                 if ends or stop.number or steps_done % args.checkpoint_frequency == 0:
-                    write("checkpoint", checkpoint, steps_done)
+                    written = write("checkpoint", checkpoint, steps_done)
                 if stop.number and not ends:
+                    how = "go on" if written else "go on from the newest checkpoint, if there is one,"
                     script = os.path.basename(__file__)
-                    say(f"stopped at step {steps_done:,}; go on with: python {script} --resume {run_dir}")
+                    say(f"stopped at step {steps_done:,}; {how} with: python {script} --resume {run_dir}")
                     sys.exit(128 + stop.number)
+            if args.save_model:
+                write("model", save, "last", args.total_timesteps)
         except FloatingPointError as error:
             advice = "try a smaller --learning-rate or --max-grad-norm, or a larger --alpha"
             if global_step <= args.learning_starts:
                 advice = "nothing was learnt yet, so look at the environment and at --sigma-min and --sigma-max"
-            raise FloatingPointError(f"{error} is not finite at step {global_step:,}: {advice}") from None
+            raise FloatingPointError(f"{error} at step {global_step:,}: {advice}") from None
         say(f"finished: {run_dir} (look at it with `tensorboard --logdir runs`)")
     return TrainResult(policy, str(run_dir), [(step, returns) for step, _, returns in evaluations])
 
@@ -1359,8 +1369,9 @@ def play(args):
 
     Raises UsageError for bad input.
     """
-    policy, about = load_policy(args.evaluate)
     check_args(args)
+    torch.set_num_threads(args.torch_threads)
+    policy, about = load_policy(args.evaluate)
     check_unchanged(args, about["args"], "--evaluate", {*MAY_CHANGE, "eval_episodes"})
     check_env(args)
     deterministic, run_name = not args.stochastic, f"{about['run']}-{about['kind']}-eval"
@@ -1386,15 +1397,18 @@ def main():
     warnings.filterwarnings("ignore", module="gymnasium")  # that v4 is not v5 is the point here
     args = tyro.cli(Args)
     try:
-        if args.resume or args.evaluate:
+        if args.resume is not None or args.evaluate is not None:
             args = tyro.cli(Args, default=stored_args(args))  # flags win over what that run had
         (play if args.evaluate else train)(args)
     except (UsageError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except OSError as error:
-        print(f"{error}; --resume goes on from the newest checkpoint", file=sys.stderr)
+        advice = "; --resume goes on from the newest checkpoint" if args.evaluate is None else ""
+        print(f"{error}{advice}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 

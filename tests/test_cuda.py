@@ -67,7 +67,7 @@ def test_a_replayed_graph_equals_the_steps_it_captured():
             z = torch.randn(1, 3, device="cuda")
             return learn_and_act(soft_q_loss, optimizer, data, *RATES, dropout, obs, z)[1]
 
-        run = CudaGraph(step, rb.generator) if graphed else step
+        run = CudaGraph(step, [rb.generator]) if graphed else step
         numbers = []
         for i in range(10):
             numbers.append(run(torch.full((1, 11), float(i), device="cuda")).cpu())

@@ -1,0 +1,320 @@
+"""meow_isaacgym.py: what it stores, how it learns, and that it shares its classes with the other script."""
+
+import ast
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_cli import run
+
+import meow_isaacgym
+from meow_isaacgym import Args, Checkpoints, EpisodeStatistics, RunningNormalizer, VectorReplayBuffer, train
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "meow_isaacgym.py"
+STAND_IN = str(ROOT / "tests" / "standin")
+MUJOCO = ["--make", "benchmark.simulators.mujoco:make", "--task", "AntMujoco"]
+SMALL = ["--num-envs", "8", "--batch-size", "32", "--random-steps", "5", "--learning-starts", "10"]
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+
+
+# One algorithm in two files
+
+
+def definitions(path):
+    source = path.read_text()
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    return {node.name: ast.get_source_segment(source, node) for node in nodes}
+
+
+def test_what_both_scripts_define_is_the_same_word_for_word_and_in_the_same_order():
+    ours, other = definitions(SCRIPT), definitions(ROOT / "meow_continuous_action.py")
+    own = {"paper_row", "Args", "describe_settings", "check_args", "make_env", "TrainResult", "versions_here"}
+    own |= {"make_run_dir", "start_logging", "stored_args", "train", "play", "main"}
+    shared = [name for name in ours if name in other and name not in own]
+    assert {"FlowPolicy", "SoftQLoss", "Adam", "update", "CudaGraph", "Checkpoints", "save_model"} <= set(shared)
+    for name in shared:
+        assert ours[name] == other[name], name
+    assert shared == [name for name in other if name in shared]
+
+
+def test_the_script_parses_on_python_3_8_and_needs_nothing_newer():
+    ast.parse(SCRIPT.read_text(), feature_version=(3, 8))
+    command = [
+        str(Path(sys.executable).with_name("vermin")),
+        "--target=3.8-",
+        "--violations",
+        "--eval-annotations",
+        str(SCRIPT),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    source = SCRIPT.read_text()
+    assert "import gymnasium" not in source
+    assert source.index("import isaacgym") < source.index("import torch")
+    assert not re.search(r"zip\([^)]*strict", source)
+
+
+# What is stored
+
+
+def stand_in(*flags, cwd):
+    return run(*flags, cwd=cwd, script=SCRIPT, PYTHONPATH=STAND_IN)
+
+
+def stored(run_dir):
+    """All stored transitions of a run whose buffer never turned over, as Transitions."""
+    rb = VectorReplayBuffer(10**5, 4, 2)
+    state = Checkpoints(run_dir / "checkpoints").load(rb)
+    return meow_isaacgym.Transitions(*rb.rows[: rb.added].split(rb.widths, dim=1)), state
+
+
+def run_stand_in(tmp_path, *flags, task="Ant"):
+    result = stand_in("--task", task, *SMALL, "--total-vector-steps", "120", *flags, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    return run_dir, result
+
+
+@pytest.mark.parametrize("task, first_t", [("Ant", 0), ("AllegroHand", 1)])
+def test_no_pair_crosses_an_episode_every_last_observation_is_stored_once_and_falls_cut(task, first_t, tmp_path):
+    data, _ = stored(run_stand_in(tmp_path, task=task)[0])
+    env, episode, t, _ = data.obs.T
+    next_env, next_episode, next_t, given = data.next_obs.T
+    assert torch.equal(env, next_env) and torch.equal(episode, next_episode) and torch.equal(t + 1, next_t)
+    assert torch.equal(given, data.act[:, 0])  # the action of this very step: nothing stored was changed later
+    assert torch.equal(data.reward[:, 0], 1000 * env + next_t)
+    falls = ((env + episode) % 2 == 0) & (next_t == 7)
+    assert torch.equal(data.terminated[:, 0].bool(), falls) and falls.any()
+    fell_at_the_limit = (env == 3) & (episode == 2) & (next_t == 10)
+    assert fell_at_the_limit.sum() == 1 and data.terminated[fell_at_the_limit].item() == 0  # reads as a time-out
+    seen = {}
+    for e, k, stop in zip(env.tolist(), episode.tolist(), next_t.tolist(), strict=True):
+        seen.setdefault((e, k), []).append(stop)
+    finished = 0
+    for (e, k), stops in seen.items():
+        last = 7 if (e + k) % 2 == 0 else 10
+        whole = list(range(first_t + 1, last + 1))
+        assert stops == whole[: len(stops)]
+        finished += stops == whole
+    assert finished >= 8 * 8
+    assert (next_t == 10).any()  # time limits, which do not cut
+
+
+def test_returns_are_those_of_whole_episodes(tmp_path):
+    run_dir, _ = run_stand_in(tmp_path, "--log-frequency", "60", "--num-envs", "1")
+    with open(run_dir / "returns.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["60", "120"]
+    # environment 0: episodes of 7 and 10 steps in turn, with returns 28 and 55, each after one step of resetting
+    assert int(rows[0]["episodes"]) == 6 and float(rows[0]["mean"]) == pytest.approx((3 * 28 + 3 * 55) / 6)
+
+
+def test_the_papers_conventions_store_what_it_stored(tmp_path):
+    data, _ = stored(run_stand_in(tmp_path, "--timeouts-terminate", "--keep-spurious", "--normalize-samples")[0])
+    assert len(data.obs) == 120 * 8  # every step of every environment
+    last = (data.next_obs[:, 2] == 10) | (data.next_obs[:, 2] == 7) & ((data.obs[:, 0] + data.obs[:, 1]) % 2 == 0)
+    spurious = data.next_obs[:, 2] == 0
+    assert spurious.sum() > 50
+    assert torch.equal(data.terminated[:, 0].bool(), last)
+
+
+def test_normalizer_learns_from_each_new_observation_or_as_the_paper_from_samples(tmp_path):
+    _, state = stored(run_stand_in(tmp_path)[0])
+    count = state["learning"]["normalizer_count"]
+    assert count == pytest.approx(120 * 8, abs=1e-3)
+    assert state["learning"]["normalizer_mean"][0] == pytest.approx(3.5, abs=1e-3)
+    (tmp_path / "paper").mkdir()
+    _, state = stored(run_stand_in(tmp_path / "paper", "--normalize-samples")[0])
+    assert state["learning"]["normalizer_count"] == pytest.approx((120 - 10) * 2 * 32, abs=1e-3)
+
+
+def test_the_stand_in_insists_on_the_import_order(tmp_path):
+    code = "import torch, meow_isaacgym as m; m.train(m.Args())"
+    env = os.environ | {"PYTHONPATH": f"{STAND_IN}:{ROOT}"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "PyTorch was imported before isaacgym" in result.stderr
+
+
+# The parts
+
+
+def test_vector_replay_buffer_stores_what_is_valid_keeps_the_newest_and_draws_uniformly():
+    rb, expected = VectorReplayBuffer(10, 1, 1), []
+    generator = torch.Generator().manual_seed(0)
+    for step in range(12):
+        x = torch.arange(4.0)[:, None] + 10 * step
+        valid = torch.rand(4, generator=generator) < 0.6
+        rb.add(x, x + 1, -x, x[:, 0], valid, valid)
+        expected += x[valid, 0].tolist()
+    assert rb.added == len(expected) and rb.size == 10
+    data = rb.sample(40_000)
+    values, counts = data.obs[:, 0].unique(return_counts=True)
+    assert values.tolist() == expected[-10:] and (counts > 3_700).all() and (counts < 4_300).all()
+    assert torch.equal(data.next_obs, data.obs + 1) and torch.equal(data.act, -data.obs)
+    assert torch.equal(data.reward, data.obs) and (data.terminated == 1).all()
+    assert rb.get_rows(rb.added - 10, rb.added)[:, 0].tolist() == expected[-10:]
+    other = VectorReplayBuffer(10, 1, 1)
+    other.set_rows(rb.added - 10, rb.get_rows(rb.added - 10, rb.added))
+    assert torch.equal(other.rows[:10], rb.rows[:10]) and other.added == rb.added
+
+
+def test_normalizer_has_the_moments_of_all_it_saw():
+    x = 7 + 3 * torch.randn(1000, 5, generator=torch.Generator().manual_seed(0))
+    normalizer = RunningNormalizer(5)
+    for part in x.split([1, 2, 397, 600]):
+        normalizer.update(part)
+    torch.testing.assert_close(normalizer.mean, x.double().mean(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(normalizer.var, x.double().var(0, unbiased=False), rtol=1e-4, atol=1e-4)
+    assert normalizer(x).std() == pytest.approx(1.0, abs=0.02) and normalizer(1000 + x).max() == 5
+
+
+def test_episode_statistics_equal_a_count_by_hand():
+    statistics, generator = EpisodeStatistics(6, "cpu"), torch.Generator().manual_seed(0)
+    running, finished, spurious = [[0.0, 0] for _ in range(6)], [], torch.ones(6, dtype=torch.bool)
+    for _ in range(200):
+        reward, done = torch.randn(6, generator=generator), torch.rand(6, generator=generator) < 0.2
+        statistics.add(reward, done, ~spurious)
+        for i in range(6):
+            if not spurious[i]:
+                running[i] = [running[i][0] + reward[i].item(), running[i][1] + 1]
+                if done[i]:
+                    finished.append(running[i])
+            if done[i]:
+                running[i] = [0.0, 0]
+        spurious = done
+    assert len(finished) > 100
+    np.testing.assert_allclose(statistics.last(), finished[-100:], rtol=1e-9)
+
+
+# Learning, resuming, playing
+
+
+class Copying:
+    """Reward -|a - s|^2 for a new random s every step, 10 steps an episode: at best 0, at random -13.3 an episode."""
+
+    def __init__(self, num_envs):
+        self.observation_space, self.action_space = SimpleNamespace(shape=(2,)), SimpleNamespace(shape=(2,))
+        self.num_envs, self.t = num_envs, torch.zeros(num_envs, dtype=torch.int64)
+        self.obs = torch.zeros(num_envs, 2)
+        self.done = torch.ones(num_envs, dtype=torch.int64)
+
+    def reset(self):
+        return {"obs": self.obs}
+
+    def step(self, actions):
+        self.t = torch.where(self.done.bool(), 0, self.t + 1)
+        reward = -(actions - self.obs).square().sum(dim=1)
+        self.obs = 2 * torch.rand(self.num_envs, 2) - 1
+        self.done = (self.t == 10).long()
+        return {"obs": self.obs}, reward, self.done, {"time_outs": self.done.bool()}
+
+
+def make_copying(seed, task, num_envs, **_):
+    return Copying(num_envs)
+
+
+def test_it_learns_a_task_with_a_known_optimum():
+    settings = {"num_envs": 32, "batch_size": 256, "total_vector_steps": 1_500, "random_steps": 50, "tau": 0.01}
+    settings |= {"learning_starts": 60, "alpha": 0.01, "log_frequency": 50, "gamma": 0.9}
+    result = train(Args(make="test_isaacgym:make_copying", task="Copying", **settings))
+    assert result.returns[0][1] < -10  # random actions
+    play = Args(**{**vars(meow_isaacgym.stored_args(Args(evaluate=result.run_dir))), "eval_episodes": 50})
+    assert meow_isaacgym.play(play).mean() > -1.0  # a random policy's is -13.3
+
+
+def leftovers(run_dir):
+    with open(run_dir / "returns.csv") as file:
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+    return rows, (run_dir / "model.pt").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_on_mujoco_resumes_to_the_bit(number, tmp_path):
+    flags = [*MUJOCO, *SMALL, "--total-vector-steps", "200", "--log-frequency", "50", "--checkpoint-frequency", "30"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    result = run(*flags, cwd=whole, script=SCRIPT)
+    assert result.returncode == 0, result.stderr
+    child = subprocess.Popen([sys.executable, str(SCRIPT), *flags], cwd=cut, stdout=subprocess.PIPE, text=True)
+    while not list(cut.glob("runs/*/checkpoints/step_*060_*.pt")):
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.send_signal(number)
+    out, _ = child.communicate(timeout=60)
+    (run_dir,) = cut.glob("runs/*")
+    if number == signal.SIGTERM:
+        assert child.returncode == 128 + number
+        assert out.strip().endswith(f"go on with: python meow_isaacgym.py --resume runs/{run_dir.name}")
+    result = run("--resume", f"runs/{run_dir.name}", cwd=cut, script=SCRIPT)
+    assert result.returncode == 0, result.stderr
+    (reference,) = whole.glob("runs/*")
+    assert leftovers(run_dir) == leftovers(reference)
+    result = run("--evaluate", f"runs/{run_dir.name}", "--eval-episodes", "2", cwd=cut, script=SCRIPT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("episode ") == 2 and "2 deterministic episodes: mean " in result.stdout
+
+
+def test_a_simulator_that_cannot_be_restored_begins_new_episodes(tmp_path):
+    run_dir, result = run_stand_in(tmp_path)
+    assert "so a resumed run begins with new episodes" in result.stdout
+    before, _ = stored(run_dir)
+    result = stand_in("--resume", str(run_dir), "--total-vector-steps", "160", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    data, _ = stored(run_dir)
+    assert len(data.obs) > len(before.obs)
+    assert torch.equal(data.obs[: len(before.obs)], before.obs)
+    assert torch.equal(data.obs[:, :2], data.next_obs[:, :2]) and torch.equal(data.obs[:, 2] + 1, data.next_obs[:, 2])
+
+
+# The command line
+
+
+def refused(flags, cwd, *words, **env):
+    result = run(*flags, cwd=cwd, script=SCRIPT, **env)
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    for word in words:
+        assert word in result.stderr
+    assert not list(cwd.glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ([], ["--make isaacgymenvs:make cannot be imported", "install Isaac Gym", "benchmark.simulators.mujoco:make"]),
+        (["--make", "nothing"], ["--make must be MODULE:FUNCTION"]),
+        ([*MUJOCO[:3], "Walker"], ["--task Walker", "AntMujoco, HumanoidMujoco"]),
+        ([*MUJOCO, "--num-envs", "0"], ["--num-envs must be an integer of at least 1"]),
+        ([*MUJOCO, "--learning-starts", "50"], ["--learning-starts must be at least --random-steps"]),
+        ([*MUJOCO, "--buffer-steps", "100000000"], ["--buffer-steps", "GB"]),
+        ([*MUJOCO, "--sigma-min", "3"], ["--sigma-min must be below --sigma-max"]),
+        ([*MUJOCO, "--tau", "0"], ["--tau must be above 0"]),
+        (["--resume", "runs/none"], ["no checkpoint in runs/none"]),
+        (["--evaluate", "none.pt"], ["--evaluate"]),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(flags, words, tmp_path):
+    refused(flags, tmp_path, *words)
+
+
+def test_the_papers_settings_are_used_and_told(tmp_path):
+    assert (Args(task="AllegroHand").num_envs, Args(task="AllegroHand").batch_size) == (512, 256)
+    assert (Args(task="AntMujoco").sigma_max, Args().tau, Args(task="Anymal").alpha) == (2.0, 0.0005, 0.00075)
+    assert Args(task="Ingenuity").total_vector_steps == 500_000 and Args(task="Humanoid").sigma_max == -0.3
+    _, result = run_stand_in(tmp_path)
+    assert "Ant: the paper's settings for Ant, flags win" in result.stdout
+    assert "num_envs = 8 (set by you; the table has 128)" in result.stdout

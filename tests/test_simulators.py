@@ -1,0 +1,122 @@
+"""benchmark/simulators/mujoco.py against MuJoCo's own functions and Isaac's contract."""
+
+import sys
+from pathlib import Path
+
+import mujoco
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmark.simulators.mujoco import TASKS, make  # noqa: E402
+
+BOTH = ["AntMujoco", "HumanoidMujoco"]
+
+
+def make_task(task, num_envs=4, seed=1):
+    env = make(seed=seed, task=task, num_envs=num_envs, sim_device="cpu", rl_device="cpu", headless=True)
+    return env, torch.Generator().manual_seed(seed)
+
+
+def random_actions(env, generator):
+    return 2 * torch.rand(env.num_envs, env.action_space.shape[0], generator=generator) - 1
+
+
+@pytest.mark.parametrize("task, dims", [("AntMujoco", (36, 8)), ("HumanoidMujoco", (63, 17))])
+def test_the_contract_of_a_vec_task(task, dims):
+    env, generator = make_task(task)
+    assert (env.observation_space.shape, env.action_space.shape) == ((dims[0],), (dims[1],))
+    first = env.reset()
+    assert torch.equal(first["obs"], torch.zeros(4, dims[0]))
+    previous, episode_lengths, lengths = torch.ones(4, dtype=torch.bool), [], torch.zeros(4)
+    for _ in range(1200):
+        obs_dict, reward, done, extras = env.step(3 * random_actions(env, generator))
+        assert obs_dict is first and extras is env.extras and done.dtype == torch.int64  # the task's own memory
+        assert obs_dict["obs"].isfinite().all() and reward.isfinite().all()
+        assert obs_dict["obs"][:, -dims[1] :].abs().max() <= 1  # clamped actions
+        height = obs_dict["obs"][:, 0]
+        fallen = height < env.task.fallen_height
+        assert torch.equal(done.bool(), fallen | extras["time_outs"])
+        assert (reward[fallen] == env.task.death_cost).all()
+        lengths += 1
+        lengths[previous] = 0
+        assert (height[previous] - env.task.height).abs().le(1e-6).all() and not done[previous].any()
+        assert torch.equal(extras["time_outs"], lengths == env.task.max_episode_length - 1)
+        episode_lengths += lengths[done.bool()].tolist()
+        previous = done.bool()
+    assert episode_lengths and max(episode_lengths) <= 999
+
+
+@pytest.mark.parametrize("task", BOTH)
+def test_observations_agree_with_mujocos_own_frames(task):
+    env, generator = make_task(task)
+    for _ in range(15):
+        obs = env.step(random_actions(env, generator))[0]["obs"].numpy().astype(float)
+    data, nu = mujoco.MjData(env.model), env.model.nu
+    torso = env.model.body("torso").id
+    for i in range(4):
+        data.qpos[:], data.qvel[:] = env.qpos[i], env.qvel[i]
+        mujoco.mj_forward(env.model, data)
+        frame = data.xmat[torso].reshape(3, 3)
+        velocity = np.zeros(6)  # turning, then velocity, in the torso's frame, at its origin
+        mujoco.mj_objectVelocity(env.model, data, mujoco.mjtObj.mjOBJ_XBODY, torso, velocity, 1)
+        assert obs[i, 0] == pytest.approx(data.xpos[torso, 2], abs=1e-5)
+        np.testing.assert_allclose(obs[i, 1:4], velocity[3:], atol=1e-4)
+        np.testing.assert_allclose(obs[i, 4:7], env.task.angular_velocity_scale * velocity[:3], atol=1e-4)
+        assert obs[i, 7] == pytest.approx(np.arctan2(frame[1, 0], frame[0, 0]), abs=1e-5)  # yaw
+        assert obs[i, 8] == pytest.approx(np.arctan2(frame[2, 1], frame[2, 2]), abs=1e-5)  # roll
+        assert obs[i, 9] == -obs[i, 7]
+        assert obs[i, 10:12] == pytest.approx([frame[2, 2], frame[0, 0]], abs=1e-5)
+        for j in range(nu):
+            joint = data.joint(env.model.actuator_trnid[j, 0])
+            low, high = env.model.jnt_range[joint.id]
+            assert obs[i, 12 + j] == pytest.approx((joint.qpos[0] - low) / (high - low) * 2 - 1, abs=1e-5)
+            assert obs[i, 12 + nu + j] == pytest.approx(env.task.joint_velocity_scale * joint.qvel[0], abs=1e-4)
+
+
+def test_the_reward_is_isaacs_by_hand():
+    env, _ = make_task("AntMujoco", num_envs=1)
+    env.step(torch.zeros(1, 8))
+    before = env.qpos[0, 0].item()
+    action = torch.tensor([[0.5, -1.0, 0.25, 0.0, 1.0, 0.0, -0.5, 0.1]])
+    obs, reward, done, _ = env.step(action)
+    obs, action = obs["obs"][0].double(), action[0].double()
+    expected = (env.qpos[0, 0].item() - before) * 60 + 0.5  # progress and being alive
+    expected += 0.1 * (obs[10] > 0.93) + (0.5 if obs[11] > 0.8 else 0.5 * obs[11] / 0.8)
+    expected -= 0.005 * action.square().sum() + 0.05 * (action * obs[20:28]).abs().sum()
+    expected -= 0.1 * (obs[12:20] > 0.99).sum()
+    assert not done and reward.item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("task", BOTH)
+def test_a_restored_simulator_goes_on_bitwise_and_threads_change_nothing(task):
+    (first, generator), (second, _) = make_task(task), make_task(task, seed=7)
+    for _ in range(50):
+        first.step(random_actions(first, generator))
+    second.set_state(first.get_state())
+    torch.set_num_threads(2)
+    try:
+        third, _ = make_task(task)
+    finally:
+        torch.set_num_threads(1)
+    third.set_state(first.get_state())
+    resets = 0
+    for _ in range(150):
+        actions = random_actions(first, generator)
+        results = [env.step(actions) for env in (first, second, third)]
+        resets += int(results[0][2].sum())
+        for other in results[1:]:
+            assert torch.equal(results[0][0]["obs"], other[0]["obs"])
+            assert all(torch.equal(a, b) for a, b in zip(results[0][1:3], other[1:3], strict=True))
+            assert torch.equal(results[0][3]["time_outs"], other[3]["time_outs"])
+    assert resets > 0 or task == "AntMujoco"
+
+
+def test_what_it_cannot_make_is_refused():
+    with pytest.raises(ValueError, match="AntMujoco, HumanoidMujoco"):
+        make(seed=1, task="Walker", num_envs=1, sim_device="cpu", rl_device="cpu")
+    with pytest.raises(ValueError, match="--no-cuda"):
+        make(seed=1, task="AntMujoco", num_envs=1, sim_device="cuda:0", rl_device="cuda:0")
+    assert set(TASKS) == set(BOTH)
