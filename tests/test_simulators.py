@@ -10,6 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmark.simulators.isaaclab import IsaacLabVecTask  # noqa: E402
 from benchmark.simulators.mujoco import TASKS, make  # noqa: E402
 
 BOTH = ["AntMujoco", "HumanoidMujoco"]
@@ -120,3 +121,32 @@ def test_what_it_cannot_make_is_refused():
     with pytest.raises(ValueError, match="--no-cuda"):
         make(seed=1, task="AntMujoco", num_envs=1, sim_device="cuda:0", rl_device="cuda:0")
     assert set(TASKS) == set(BOTH)
+
+
+class FakeIsaacLab:
+    """What IsaacLabVecTask uses of a manager-based task: obs = [t], episodes of 3 steps ended by time in env 1."""
+
+    num_envs, step_dt, reward_manager = 2, 0.5, None
+    single_observation_space, single_action_space = {"policy": "observations"}, "actions"
+    unwrapped = property(lambda self: self)
+
+    def reset(self):
+        self.t = torch.zeros(2, 1)
+        return {"policy": self.t.clone()}, {}
+
+    def step(self, actions):
+        assert actions.abs().max() <= 1
+        self.t += 1
+        terminated, truncated = (self.t[:, 0] == 3) & torch.tensor([True, False]), self.t[:, 0] == 3
+        extras = {"final_obs": {"policy": self.t.clone()}} if truncated.any() else {}
+        self.t[truncated] = 0
+        return {"policy": self.t.clone()}, torch.ones(2), terminated, truncated, extras
+
+
+def test_the_isaac_lab_adapter_returns_last_observations_and_drops_no_time_limit():
+    env = IsaacLabVecTask(FakeIsaacLab())
+    assert env.reset()["obs"].tolist() == [[0], [0]]
+    seen = [env.step(5 * torch.ones(2, 1)) for _ in range(4)]
+    assert [obs["obs"][0, 0].item() for obs, *_ in seen] == [1, 2, 3, 1]
+    assert [done.tolist() for _, _, done, _ in seen] == [[0, 0], [0, 0], [1, 1], [0, 0]]
+    assert seen[2][3]["time_outs"].tolist() == [False, True] and seen[0][1].tolist() == [2, 2]
