@@ -1,0 +1,111 @@
+"""Speed of meow_isaacgym.py's loop by the number of environments, and where a vector step goes.
+
+    python benchmark/speed_parallel.py
+    python benchmark/speed_parallel.py --make isaacgymenvs:make --task Ant --num-envs 4096
+
+Runs the script in a process for each size, waits for the device after every part so that each part's time is its own,
+and prints Markdown. On CUDA the update and the action are one graph, so they are one part.
+"""
+
+import collections
+import contextlib
+import multiprocessing
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+
+import meow_isaacgym as meow  # noqa: E402
+
+
+@dataclass
+class Args:
+    make: str = "benchmark.simulators.mujoco:make"
+    """the simulator, as meow_isaacgym.py takes it"""
+    task: str = "AntMujoco"
+    """the task"""
+    num_envs: tuple[int, ...] = (128, 512, 4096)
+    """sizes to measure"""
+    steps: int = 100
+    """learning vector steps to time, after as many that are not timed"""
+    threads: int = 1
+    """CPU threads of PyTorch and of the simulator"""
+
+
+def measure(args, num_envs):
+    """Trains for a while; returns the median milliseconds that a learning vector step spends in each part."""
+    times = collections.defaultdict(list)
+
+    def wait():
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def timed(name, function):
+        def wrapper(*arguments, **settings):
+            wait()
+            start = time.perf_counter()
+            result = function(*arguments, **settings)
+            wait()
+            times[name].append(1e3 * (time.perf_counter() - start))
+            return result
+
+        return wrapper
+
+    settings = {"make": args.make, "task": args.task, "num_envs": num_envs, "torch_threads": args.threads}
+    settings |= {"random_steps": 10, "learning_starts": 20, "total_vector_steps": 20 + 2 * args.steps}
+    settings |= {"buffer_steps": 1_000, "log_frequency": 10**9, "checkpoint_frequency": 10**9, "save_model": False}
+    make_env = meow.make_env
+
+    def make_timed_env(*arguments):
+        env = make_env(*arguments)
+        env.step = timed("simulator", env.step)
+        return env
+
+    meow.make_env = make_timed_env
+    meow.VectorReplayBuffer.add = timed("buffer", meow.VectorReplayBuffer.add)
+    if torch.cuda.is_available():
+        meow.CudaGraph.__call__ = timed("update and action", meow.CudaGraph.__call__)
+    else:
+        meow.VectorReplayBuffer.sample = timed("buffer, sampling", meow.VectorReplayBuffer.sample)
+        meow.update = timed("update", meow.update)
+        meow.Agent.act = timed("action", meow.Agent.act)
+    bar, marks = meow.tqdm.update, []
+
+    def mark(*arguments):
+        wait()
+        marks.append(time.perf_counter())
+        return bar(*arguments)
+
+    meow.tqdm.update = mark
+    folder = tempfile.TemporaryDirectory()
+    with folder as path, contextlib.chdir(path), contextlib.redirect_stdout(sys.stderr):
+        meow.train(meow.Args(**settings))
+    whole = torch.tensor(marks[-args.steps :]).double().diff().median().item() * 1e3
+    parts = {name: torch.tensor(spent[-args.steps :]).median().item() for name, spent in times.items()}
+    return {**parts, "rest": whole - sum(parts.values()), "whole": whole}
+
+
+def main(args):
+    """Prints the table."""
+    print(f"{args.task} by {args.make}, {args.threads} thread(s)\n")
+    for i, num_envs in enumerate(args.num_envs):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # one simulation a process
+            parts = pool.apply(measure, (args, num_envs))
+        names = [name for name in parts if name != "whole"]
+        if i == 0:
+            print(f"| environments | vector steps/s | env steps/s | {' | '.join(f'{name}, ms' for name in names)} |")
+            print("|-" * (3 + len(names)) + "|")
+        rate = 1e3 / parts["whole"]
+        cells = " | ".join(f"{parts[name]:.2f}" for name in names)
+        print(f"| {num_envs:,} | {rate:.1f} | {rate * num_envs:,.0f} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
