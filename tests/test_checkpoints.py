@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from test_cli import SCRIPT, assert_refused, run, run_counting
 
 import meow_continuous_action as meow
@@ -55,6 +57,9 @@ def content(run_dir):
     for tag in logs.Tags()["scalars"]:
         if tag != "charts/SPS":
             found[tag] = [(event.step, event.value) for event in logs.Scalars(tag)]
+    events = [event for path in Path(run_dir).glob("events*") for event in EventFileLoader(str(path)).Load()]
+    points = [(value.tag, event.step) for event in events for value in event.summary.value]
+    assert len(points) == len(set(points))  # in the files themselves, whatever a reader leaves out
     for name in ("model.pt", "model_best.pt"):
         found[name] = Path(run_dir, name).read_bytes()
     return found
@@ -641,6 +646,15 @@ def test_a_run_that_begins_to_film_when_resumed_and_moved(tmp_path, monkeypatch)
     resumed(moved, total_timesteps=700, capture_video=True)
     (folder,) = moved.parent.glob("videos/*")
     assert folder.name == run_dir.name and list(folder.glob("*.mp4"))
+
+
+def test_logs_of_an_attempt_that_reached_no_checkpoint_are_removed(ended_run, reference):
+    step_file(ended_run, 240).unlink()
+    orphan = ended_run / "events.out.tfevents.2000000000.host.1.0"
+    shutil.copy(next(ended_run.glob("events*")), orphan)
+    resumed(ended_run)
+    assert not orphan.exists()
+    assert_same(ended_run, reference)
 
 
 def test_an_open_tensorboard_sees_no_point_twice():

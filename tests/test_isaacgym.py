@@ -97,7 +97,7 @@ def test_no_pair_crosses_an_episode_every_last_observation_is_stored_once_and_fa
     next_env, next_episode, next_t, given = data.next_obs.T
     assert torch.equal(env, next_env) and torch.equal(episode, next_episode) and torch.equal(t + 1, next_t)
     assert torch.equal(given, data.act[:, 0])  # the action of this very step: nothing stored was changed later
-    assert torch.equal(data.reward[:, 0], 1000 * env + next_t)
+    assert torch.equal(data.reward[:, 0], 1000 * env + next_t + 0.5)
     falls = ((env + episode) % 2 == 0) & (next_t == 7)
     assert torch.equal(data.terminated[:, 0].bool(), falls) and falls.any()
     fell_at_the_limit = (env == 3) & (episode == 2) & (next_t == 10)
@@ -120,8 +120,8 @@ def test_returns_are_those_of_whole_episodes(tmp_path):
     with open(run_dir / "returns.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["60", "120"]
-    # environment 0: episodes of 7 and 10 steps in turn, with returns 28 and 55, each after one step of resetting
-    assert int(rows[0]["episodes"]) == 6 and float(rows[0]["mean"]) == pytest.approx((3 * 28 + 3 * 55) / 6)
+    # environment 0: episodes of 7 and 10 steps in turn, with returns 31.5 and 60, each after one step of resetting
+    assert int(rows[0]["episodes"]) == 6 and float(rows[0]["mean"]) == pytest.approx((3 * 31.5 + 3 * 60) / 6)
 
 
 def test_the_papers_conventions_store_what_it_stored(tmp_path):
@@ -161,13 +161,13 @@ def test_vector_replay_buffer_stores_what_is_valid_keeps_the_newest_and_draws_un
         valid = torch.rand(4, generator=generator) < 0.6
         rb.add(x, x + 1, -x, x[:, 0], valid, valid)
         expected += x[valid, 0].tolist()
-    assert rb.added == len(expected) and rb.size == 10
+        assert rb.added == len(expected) and rb.size == min(10, len(expected))
+        assert rb.get_rows(rb.added - rb.size, rb.added)[:, 0].tolist() == expected[-10:]
     data = rb.sample(40_000)
     values, counts = data.obs[:, 0].unique(return_counts=True)
     assert values.tolist() == expected[-10:] and (counts > 3_700).all() and (counts < 4_300).all()
     assert torch.equal(data.next_obs, data.obs + 1) and torch.equal(data.act, -data.obs)
     assert torch.equal(data.reward, data.obs) and (data.terminated == 1).all()
-    assert rb.get_rows(rb.added - 10, rb.added)[:, 0].tolist() == expected[-10:]
     other = VectorReplayBuffer(10, 1, 1)
     other.set_rows(rb.added - 10, rb.get_rows(rb.added - 10, rb.added))
     assert torch.equal(other.rows[:10], rb.rows[:10]) and other.added == rb.added
@@ -205,7 +205,10 @@ def test_episode_statistics_equal_a_count_by_hand():
 
 
 class Copying:
-    """Reward -|a - s|^2 for a new random s every step, 10 steps an episode: at best 0, at random -13.3 an episode."""
+    """Reward -|a - s|^2 for a new random s every step, 10 steps an episode: at best 0, at random -13.3 an episode.
+
+    The observation is 5 + 3 * s, so that something has to normalise it.
+    """
 
     def __init__(self, num_envs):
         self.observation_space, self.action_space = SimpleNamespace(shape=(2,)), SimpleNamespace(shape=(2,))
@@ -218,8 +221,8 @@ class Copying:
 
     def step(self, actions):
         self.t = torch.where(self.done.bool(), 0, self.t + 1)
-        reward = -(actions - self.obs).square().sum(dim=1)
-        self.obs = 2 * torch.rand(self.num_envs, 2) - 1
+        reward = -(actions - (self.obs - 5) / 3).square().sum(dim=1)
+        self.obs = 5 + 3 * (2 * torch.rand(self.num_envs, 2) - 1)
         self.done = (self.t == 10).long()
         return {"obs": self.obs}, reward, self.done, {"time_outs": self.done.bool()}
 

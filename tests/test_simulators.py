@@ -41,6 +41,8 @@ def test_the_contract_of_a_vec_task(task, dims):
         fallen = height < env.task.fallen_height
         assert torch.equal(done.bool(), fallen | extras["time_outs"])
         assert (reward[fallen] == env.task.death_cost).all()
+        started = reward[previous] - env.task.alive_reward  # being put back to the start is no progress
+        assert (started > -2).all() and (started <= 0.6001).all()
         lengths += 1
         lengths[previous] = 0
         assert (height[previous] - env.task.height).abs().le(1e-6).all() and not done[previous].any()

@@ -1,6 +1,6 @@
 """A stand-in for isaacgymenvs: every clause of the contract of `make`, with dynamics that can be counted.
 
-The observation is [environment, episode, t, first action given]; the reward of a step is 1000 * environment + t.
+The observation is [environment, episode, t, first action given]; a step's reward is 1000 * environment + t + 0.5.
 Episodes with environment + episode even end by falling at t = 7; environment 3's episode 2 falls at its very last step.
 The others run into the time limit. Task "Ant" resets after the physics, so its first observation has t = 0 and the
 action is discarded; task "AllegroHand" resets before, so its first has t = 1.
@@ -48,7 +48,7 @@ class VecTask:
             self.reset_idx()
         t = self.progress_buf
         self.obs_buf.copy_(torch.stack([self.index.float(), self.episode.float(), t.float(), given[:, 0]], dim=1))
-        self.rew_buf.copy_(1000 * self.index + t)
+        self.rew_buf.copy_(1000 * self.index + t + 0.5)
         last = t >= self.max_episode_length - 1
         falls = ((self.index + self.episode) % 2 == 0) & (t == 7) | (self.index == 3) & (self.episode == 2) & last
         self.reset_buf.copy_(falls | last)
