@@ -27,6 +27,7 @@ import os
 import pickle
 import platform
 import random
+import re
 import signal
 import sys
 import threading
@@ -34,14 +35,14 @@ import time
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Literal, NamedTuple, Optional
 
 try:
     import isaacgym  # noqa: F401  it must come before torch
 
     isaacgym_problem = ""
-except ImportError as error:
-    isaacgym_problem = str(error)
+except Exception as error:  # it is not here, torch came first, or the Python version is another
+    isaacgym_problem = f"{type(error).__name__}: {error}"
 
 import numpy as np
 import psutil
@@ -51,7 +52,6 @@ import tyro
 from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from typing_extensions import Literal
 
 # Table A4 and the authors' launch settings. A row holds only what differs from the shared defaults.
 SHARED_SETTINGS = {
@@ -108,7 +108,7 @@ class Args:
     log_frequency: int = 1_000
     """vector steps between two lines of returns.csv: mean return of the last 100 training episodes"""
     save_model: bool = True
-    """write the networks: `model.pt` at the end, `model_best.pt` at each line of returns.csv that is the best so far"""
+    """write the networks: `model.pt` at the end, `model_best.pt` when the mean of 100 episodes is the best so far"""
     checkpoint_frequency: int = 10_000
     """vector steps between two checkpoints, of which the newest two are kept"""
     resume: Optional[str] = None
@@ -195,7 +195,8 @@ def check_args(args):
     counts = ("num_envs", "total_vector_steps", "buffer_steps", "batch_size", "log_frequency", "checkpoint_frequency")
     for names, allowed, is_allowed in [
         ((*counts, "eval_episodes", "torch_threads"), "an integer of at least 1", integer(1)),
-        (("random_steps", "learning_starts"), "an integer of at least 0", integer(0)),
+        (("random_steps",), "an integer of at least 0", integer(0)),
+        (("learning_starts",), "an integer of at least 1", integer(1)),
         (("seed",), "an integer from 0 to 2**32 - 1", integer(0, 2**32 - 1)),
         (("learning_rate", "max_grad_norm", "alpha"), "a finite number above 0", lambda x: 0 < x < math.inf),
         (("tau",), "above 0 and at most 1", lambda x: 0 < x <= 1),
@@ -204,7 +205,7 @@ def check_args(args):
         (("coupling",), "additive or affine", lambda x: x in ("additive", "affine")),
         (("num_shifts",), "0, 1 or 2", lambda x: x in (0, 1, 2)),
         (("exp_name", "task"), "a name without /", lambda x: "/" not in x),
-        (("make",), "MODULE:FUNCTION", lambda x: x.count(":") == 1),
+        (("make",), "MODULE:FUNCTION", re.compile(r"[A-Za-z_][\w.]*:\w+").fullmatch),
     ]:
         for name in names:
             if not is_allowed(getattr(args, name)):
@@ -230,17 +231,22 @@ def make_env(args, num_envs, device):
     module, _, function = args.make.partition(":")
     try:
         make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        problem = f"{error}; isaacgym: {isaacgym_problem}" if isaacgym_problem else str(error)
+    except Exception as error:  # whatever a module may raise when it is imported
+        problem = f"--make {args.make} cannot be imported ({type(error).__name__}: {error}"
+        if not module.startswith("isaacgymenvs"):
+            raise UsageError(
+                f"{problem}): benchmark/ must lie beside this script, or MODULE be on PYTHONPATH"
+            ) from error
         raise UsageError(
-            f"--make {args.make} cannot be imported ({problem}): install Isaac Gym as the README says, or train on "
-            "MuJoCo with --make benchmark.simulators.mujoco:make --task AntMujoco"
+            f"{problem}; isaacgym: {isaacgym_problem or 'imported'}): install Isaac Gym as the README says, or train "
+            "on MuJoCo with --make benchmark.simulators.mujoco:make --task AntMujoco"
         ) from error
     sim = {"num_envs": num_envs, "sim_device": str(device), "rl_device": str(device)}
     try:  # headless, or it opens a viewer
         return make(seed=args.seed, task=args.task, **sim, graphics_device_id=-1, headless=True)
-    except Exception as error:  # every simulator fails in its own way
-        raise UsageError(f"--task {args.task} must be one that {args.make} can make here, it says: {error}") from error
+    except (Exception, SystemExit) as error:  # every simulator fails in its own way, Isaac Gym by quit()
+        problem = f"{type(error).__name__}: {error}"
+        raise UsageError(f"--make {args.make} could not make --task {args.task} here ({problem})") from error
 
 
 # ALGO LOGIC: initialize agent here:
@@ -587,11 +593,12 @@ class Adam:
         self.vector, self.lr = vector, lr
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(vector), torch.zeros_like(vector)
         self.steps = torch.zeros(1, dtype=torch.float64, device=vector.device)
+        self.betas = torch.tensor([0.9, 0.999], dtype=torch.float64, device=vector.device)
 
     def step(self, grad):
         """Moves the vector, given the gradient (P,) at it."""
         self.steps.add_(1)
-        bias1, bias2 = ((1 - beta**self.steps).to(grad.dtype) for beta in (0.9, 0.999))
+        bias1, bias2 = (1 - self.betas**self.steps).to(grad.dtype)
         self.exp_avg.lerp_(grad, 1 - 0.9)
         self.exp_avg_sq.mul_(0.999).addcmul_(grad, grad, value=1 - 0.999)
         self.vector.sub_(self.lr * (self.exp_avg / bias1) / ((self.exp_avg_sq / bias2).sqrt() + 1e-8))
@@ -605,7 +612,7 @@ def update(soft_q_loss, optimizer, data, gamma, tau, max_grad_norm, dropout):
     SPEED: gradient, clipping, Adam and Polyak average are each one pass over a vector: 0.3 ms, 1.7 ms for 72 tensors.
     """
     policy, target = soft_q_loss.policy, soft_q_loss.target
-    if not torch.compiler.is_compiling() and optimizer.vector is not policy.vector:
+    if optimizer.vector is not policy.vector:
         raise ValueError("make the optimizer, Adam(policy.vector, lr), after moving or copying the policy")
     vector = policy.vector.detach().requires_grad_()
     parameters = {**policy.views(vector, "policy."), **target.views(target.vector, "target.")}
@@ -622,10 +629,8 @@ def update(soft_q_loss, optimizer, data, gamma, tau, max_grad_norm, dropout):
 class CudaGraph:
     """`step`, a function of obs (B, S), captured as one CUDA graph and replayed: one launch instead of hundreds.
 
-    SPEED: not measured, for want of a GPU.
-
     generators: the random streams that it draws from, but for CUDA's own. The first three calls run as they are, which
-    warms up what cannot be captured.
+    warms up what cannot be captured. SPEED: not measured, for want of a GPU.
     """
 
     def __init__(self, step, generators=()):
@@ -723,13 +728,23 @@ class Checkpoints:
         if not all((self.folder / name).exists() for name in replay_files):
             replay_files = {}  # somebody deleted them: all is written anew
         first = max([oldest, *(stop for _, stop, _ in replay_files.values())])
-        rows, name = io.BytesIO(), f"replay_{first:012d}_{rb.added:012d}.npy"
-        np.save(rows, rb.get_rows(first, rb.added), allow_pickle=False)
-        replay_files[name] = [first, rb.added, zlib.crc32(rows.getbuffer())]
-        state = {**state, "format": self.FORMAT, "step": step, "replay_files": replay_files}
-        content = tensors_to_bytes(state)
-        step_name = f"step_{step:012d}_{zlib.crc32(content):08x}.pt"
-        write_atomically({self.folder / name: rows.getbuffer(), self.folder / step_name: content})
+        rows_a_file = 2**28 // (4 * rb.rows.shape[1])  # 256 MB, of which two copies are in memory
+        written = []
+        try:
+            for start in range(first, rb.added, rows_a_file):
+                stop, rows = min(start + rows_a_file, rb.added), io.BytesIO()
+                np.save(rows, rb.get_rows(start, stop), allow_pickle=False)
+                written.append(f"replay_{start:012d}_{stop:012d}.npy")
+                replay_files[written[-1]] = [start, stop, zlib.crc32(rows.getbuffer())]
+                write_atomically({self.folder / written[-1]: rows.getbuffer()})
+            state = {**state, "format": self.FORMAT, "step": step, "replay_files": replay_files}
+            content = tensors_to_bytes(state)
+            step_name = f"step_{step:012d}_{zlib.crc32(content):08x}.pt"
+            write_atomically({self.folder / step_name: content})
+        except OSError:
+            for name in written:
+                (self.folder / name).unlink(missing_ok=True)  # its part of a full disk
+            raise
         for path in self.folder.iterdir():
             if path.name not in {step_name, *replay_files, *self.names}:
                 path.unlink()
@@ -962,8 +977,14 @@ def train(args):
     written, and SystemExit (128 + signal) after the checkpoint that Ctrl-C or SIGTERM ask for.
     """
     check_args(args)
+    device = torch.device("cuda:0" if torch.cuda.is_available() and args.cuda else "cpu")
     if args.resume is not None:
         check_unchanged(args, asdict(stored_args(args)), "--resume", MAY_CHANGE)
+        stored = Checkpoints(Path(args.resume) / "checkpoints").load()
+        if args.total_vector_steps < stored["step"]:
+            raise UsageError(f"--total-vector-steps must be at least {stored['step']:,}, which that run has done")
+        if stored["device"] != str(device):  # their random streams differ
+            raise UsageError(f"--resume needs the device {stored['device']} as before, here it is {device}")
 
     # TRY NOT TO MODIFY: seeding
     random.seed(args.seed)
@@ -972,7 +993,6 @@ def train(args):
     torch.backends.cudnn.deterministic = args.torch_deterministic
 
     torch.set_num_threads(args.torch_threads)
-    device = torch.device("cuda:0" if torch.cuda.is_available() and args.cuda else "cpu")
 
     # env setup
     env = make_env(args, args.num_envs, device)
@@ -993,10 +1013,6 @@ def train(args):
         checkpoints, state = Checkpoints(run_dir / "checkpoints"), None
         if args.resume is not None:
             state = checkpoints.load(rb)
-            if args.total_vector_steps < state["step"]:
-                raise UsageError(f"--total-vector-steps must be at least {state['step']:,}, which that run has done")
-            if state["device"] != str(device):  # their random streams differ
-                raise UsageError(f"--resume needs the device {state['device']} as before, here it is {device}")
             if state["versions"] != versions_here():
                 print(f"not to the bit as before: versions were {state['versions']}, are {versions_here()}")
 
@@ -1072,8 +1088,8 @@ def train(args):
         def check_finite(step):
             if not bool(finite):
                 raise FloatingPointError(
-                    f"an observation, a reward, the loss or its gradient is not finite before vector step {step:,}: "
-                    "try a smaller --learning-rate or --max-grad-norm, or a larger --alpha"
+                    "an observation, a reward, the loss or its gradient is not finite after the last log or checkpoint "
+                    f"before vector step {step:,}: a smaller --learning-rate or larger --alpha may help"
                 )
 
         def write(what, function, *arguments):
@@ -1087,6 +1103,7 @@ def train(args):
 
         def save(kind, step):
             """Writes model.pt (kind "last") or model_best.pt ("best")."""
+            check_finite(step)
             about = {"kind": kind, "run": run_dir.resolve().name, "step": step, "network": network, "args": settings}
             name = "model" if kind == "last" else "model_best"
             save_model(run_dir / name, agent, {**about, "versions": versions_here()})
@@ -1182,7 +1199,9 @@ def play(args):
     check_args(args)
     torch.set_num_threads(args.torch_threads)
     agent, about = load_agent(args.evaluate)
-    check_unchanged(args, about["args"], "--evaluate", MAY_CHANGE)
+    check_unchanged(args, about["args"], "--evaluate", {*MAY_CHANGE, "seed"})
+    random.seed(args.seed)
+    np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     device = torch.device("cuda:0" if torch.cuda.is_available() and args.cuda else "cpu")
     env, agent = make_env(args, args.eval_episodes, device), agent.to(device)

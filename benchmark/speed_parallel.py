@@ -1,4 +1,4 @@
-"""Speed of meow_isaacgym.py's loop by the number of environments, and where a vector step goes.
+"""Speed of meow_isaacgym.py's loop by the number of environments, and where a vector step goes (Python 3.8 or newer).
 
     python benchmark/speed_parallel.py
     python benchmark/speed_parallel.py --make isaacgymenvs:make --task Ant --num-envs 4096
@@ -10,19 +10,19 @@ and prints Markdown. On CUDA the update and the action are one graph, so they ar
 import collections
 import contextlib
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-import tyro
+from typing import Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import meow_isaacgym as meow  # noqa: E402, I001  it must come before torch
 import torch  # noqa: E402
-
-import meow_isaacgym as meow  # noqa: E402
+import tyro  # noqa: E402
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Args:
     """the simulator, as meow_isaacgym.py takes it"""
     task: str = "AntMujoco"
     """the task"""
-    num_envs: tuple[int, ...] = (128, 512, 4096)
+    num_envs: Tuple[int, ...] = (128, 512, 4096)
     """sizes to measure"""
     steps: int = 100
     """learning vector steps to time, after as many that are not timed"""
@@ -59,8 +59,8 @@ def measure(args, num_envs):
         return wrapper
 
     settings = {"make": args.make, "task": args.task, "num_envs": num_envs, "torch_threads": args.threads}
-    settings |= {"random_steps": 10, "learning_starts": 20, "total_vector_steps": 20 + 2 * args.steps}
-    settings |= {"buffer_steps": 1_000, "log_frequency": 10**9, "checkpoint_frequency": 10**9, "save_model": False}
+    settings.update(random_steps=10, learning_starts=20, total_vector_steps=20 + 2 * args.steps, save_model=False)
+    settings.update(buffer_steps=1_000, log_frequency=10**9, checkpoint_frequency=10**9)
     make_env = meow.make_env
 
     def make_timed_env(*arguments):
@@ -84,9 +84,10 @@ def measure(args, num_envs):
         return bar(*arguments)
 
     meow.tqdm.update = mark
-    folder = tempfile.TemporaryDirectory()
-    with folder as path, contextlib.chdir(path), contextlib.redirect_stdout(sys.stderr):
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        os.chdir(folder)  # of this process, which ends here
         meow.train(meow.Args(**settings))
+        os.chdir("/")
     whole = torch.tensor(marks[-args.steps :]).double().diff().median().item() * 1e3
     parts = {name: torch.tensor(spent[-args.steps :]).median().item() for name, spent in times.items()}
     return {**parts, "rest": whole - sum(parts.values()), "whole": whole}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import meow_continuous_action as meow
+import meow_isaacgym
 from meow_continuous_action import Adam, Args, CudaGraph, FlowPolicy, ReplayBuffer, SoftQLoss, learn_and_act, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -85,3 +86,14 @@ def test_a_run_with_everything_on_the_gpu(tmp_path, monkeypatch):
     result = train(Args(**settings, buffer_size=1000, eval_episodes=2, eval_frequency=50, compile_min_timesteps=0))
     assert result.policy.vector.is_cuda and torch.isfinite(result.policy.vector).all()
     assert len(result.evaluations) == 5
+
+
+@pytest.mark.parametrize("paper", [False, True])
+def test_the_parallel_script_learns_as_one_graph(paper, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"num_envs": 32, "batch_size": 256, "total_vector_steps": 1_500, "random_steps": 50, "tau": 0.01}
+    settings |= {"learning_starts": 60, "alpha": 0.01, "log_frequency": 50, "gamma": 0.9, "normalize_samples": paper}
+    args = meow_isaacgym.Args(make="test_isaacgym:make_copying", task="Copying", **settings)
+    result = meow_isaacgym.train(args)
+    assert result.agent.policy.vector.is_cuda
+    assert result.returns[0][1] < -10 and result.returns[-1][1] > -2  # random actions; sampled ones at the end

@@ -54,19 +54,50 @@ def test_what_both_scripts_define_is_the_same_word_for_word_and_in_the_same_orde
 
 def test_the_script_parses_on_python_3_8_and_needs_nothing_newer():
     ast.parse(SCRIPT.read_text(), feature_version=(3, 8))
-    command = [
-        str(Path(sys.executable).with_name("vermin")),
-        "--target=3.8-",
-        "--violations",
-        "--eval-annotations",
-        str(SCRIPT),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True)
+    files = [str(SCRIPT), str(ROOT / "benchmark" / "speed_parallel.py")]
+    command = [str(Path(sys.executable).with_name("vermin")), "--target=3.8-", "--violations", "--eval-annotations"]
+    result = subprocess.run([*command, *files], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
     source = SCRIPT.read_text()
     assert "import gymnasium" not in source
     assert source.index("import isaacgym") < source.index("import torch")
     assert not re.search(r"zip\([^)]*strict", source)
+
+
+def test_a_step_reads_nothing_back_from_its_device():
+    """On the meta device there is no number to read: every synchronisation of the loop's parts would fail."""
+    network = {"obs_dim": 4, "act_dim": 2, "alpha": 0.1}
+    agent, target = meow_isaacgym.Agent(network).to("meta"), meow_isaacgym.FlowPolicy(**network).to("meta")
+    optimizer = meow_isaacgym.Adam(agent.policy.vector, 1e-3)
+    rb, statistics = VectorReplayBuffer(100, 4, 2, "meta"), EpisodeStatistics(8, "meta")
+    obs, reward, done = (
+        torch.empty(8, 4, device="meta"),
+        torch.empty(8, device="meta"),
+        torch.empty(8, device="meta") > 0,
+    )
+    rb.add(obs, obs, agent.act(obs), reward, done, done)
+    statistics.add(reward, done, done)
+    agent.normalizer.update(obs)
+    data = rb.sample(16)
+    data = data._replace(obs=agent.normalizer(data.obs), next_obs=agent.normalizer(data.next_obs))
+    loss = meow_isaacgym.SoftQLoss(agent.policy, target)
+    result = meow_isaacgym.update(loss, optimizer, data, 0.99, 0.005, 30.0, agent.policy.dropout_masks(16))
+    assert all(tensor.device.type == "meta" for tensor in result)
+
+
+def test_the_update_needs_nothing_newer_than_torch_2_0(monkeypatch):
+    monkeypatch.delattr(torch, "compiler")  # it came with torch 2.1
+    network = {"obs_dim": 4, "act_dim": 2, "alpha": 0.1}
+    policy, target = meow_isaacgym.FlowPolicy(**network), meow_isaacgym.FlowPolicy(**network)
+    optimizer, data = (
+        meow_isaacgym.Adam(policy.vector, 1e-3),
+        meow_isaacgym.Transitions(
+            torch.randn(16, 4), torch.randn(16, 4), 2 * torch.rand(16, 2) - 1, torch.randn(16, 1), torch.zeros(16, 1)
+        ),
+    )
+    before = policy.vector.clone()
+    meow_isaacgym.update(meow_isaacgym.SoftQLoss(policy, target), optimizer, data, 0.9, 0.1, 30.0, None)
+    assert not torch.equal(policy.vector, before)
 
 
 # What is stored
@@ -210,11 +241,10 @@ class Copying:
     The observation is 5 + 3 * s, so that something has to normalise it.
     """
 
-    def __init__(self, num_envs):
+    def __init__(self, num_envs, device):
         self.observation_space, self.action_space = SimpleNamespace(shape=(2,)), SimpleNamespace(shape=(2,))
-        self.num_envs, self.t = num_envs, torch.zeros(num_envs, dtype=torch.int64)
-        self.obs = torch.zeros(num_envs, 2)
-        self.done = torch.ones(num_envs, dtype=torch.int64)
+        self.t = torch.zeros(num_envs, dtype=torch.int64, device=device)
+        self.obs, self.done = torch.zeros(num_envs, 2, device=device), torch.ones_like(self.t)
 
     def reset(self):
         return {"obs": self.obs}
@@ -222,20 +252,20 @@ class Copying:
     def step(self, actions):
         self.t = torch.where(self.done.bool(), 0, self.t + 1)
         reward = -(actions - (self.obs - 5) / 3).square().sum(dim=1)
-        self.obs = 5 + 3 * (2 * torch.rand(self.num_envs, 2) - 1)
+        self.obs = 5 + 3 * (2 * torch.rand_like(self.obs) - 1)
         self.done = (self.t == 10).long()
         return {"obs": self.obs}, reward, self.done, {"time_outs": self.done.bool()}
 
 
-def make_copying(seed, task, num_envs, **_):
-    return Copying(num_envs)
+def make_copying(seed, task, num_envs, rl_device, **_):
+    return Copying(num_envs, rl_device)
 
 
 def test_it_learns_a_task_with_a_known_optimum():
     settings = {"num_envs": 32, "batch_size": 256, "total_vector_steps": 1_500, "random_steps": 50, "tau": 0.01}
     settings |= {"learning_starts": 60, "alpha": 0.01, "log_frequency": 50, "gamma": 0.9}
     result = train(Args(make="test_isaacgym:make_copying", task="Copying", **settings))
-    assert result.returns[0][1] < -10  # random actions
+    assert result.returns[0][1] < -10 and result.returns[-1][1] > -2  # random actions; sampled ones at the end
     play = Args(**{**vars(meow_isaacgym.stored_args(Args(evaluate=result.run_dir))), "eval_episodes": 50})
     assert meow_isaacgym.play(play).mean() > -1.0  # a random policy's is -13.3
 
@@ -276,6 +306,10 @@ def test_a_simulator_that_cannot_be_restored_begins_new_episodes(tmp_path):
     run_dir, result = run_stand_in(tmp_path)
     assert "so a resumed run begins with new episodes" in result.stdout
     before, _ = stored(run_dir)
+    result = stand_in("--evaluate", str(run_dir), "--seed", "5", "--eval-episodes", "3", cwd=tmp_path)
+    assert result.stdout.splitlines()[1:4] == [
+        f"episode {i}: {7 * 1000 * i + 31.5 if i % 2 == 0 else 10060:.1f}" for i in range(3)
+    ]
     result = stand_in("--resume", str(run_dir), "--total-vector-steps", "160", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     data, _ = stored(run_dir)
@@ -300,7 +334,13 @@ def refused(flags, cwd, *words, **env):
     [
         ([], ["--make isaacgymenvs:make cannot be imported", "install Isaac Gym", "benchmark.simulators.mujoco:make"]),
         (["--make", "nothing"], ["--make must be MODULE:FUNCTION"]),
-        ([*MUJOCO[:3], "Walker"], ["--task Walker", "AntMujoco, HumanoidMujoco"]),
+        (["--make", ":make"], ["--make must be MODULE:FUNCTION"]),
+        (["--make", "json:nothing"], ["--make json:nothing cannot be imported", "PYTHONPATH"]),
+        ([*MUJOCO[:3], "Walker"], ["could not make --task Walker", "AntMujoco, HumanoidMujoco"]),
+        (
+            [*MUJOCO, "--random-steps", "0", "--learning-starts", "0"],
+            ["--learning-starts must be an integer of at least 1"],
+        ),
         ([*MUJOCO, "--num-envs", "0"], ["--num-envs must be an integer of at least 1"]),
         ([*MUJOCO, "--learning-starts", "50"], ["--learning-starts must be at least --random-steps"]),
         ([*MUJOCO, "--buffer-steps", "100000000"], ["--buffer-steps", "GB"]),
@@ -312,6 +352,10 @@ def refused(flags, cwd, *words, **env):
 )
 def test_bad_input_is_refused_before_any_work(flags, words, tmp_path):
     refused(flags, tmp_path, *words)
+
+
+def test_a_simulator_that_quits_is_told(tmp_path):
+    refused(["--task", "Unknown"], tmp_path, "could not make --task Unknown here (SystemExit", PYTHONPATH=STAND_IN)
 
 
 def test_the_papers_settings_are_used_and_told(tmp_path):

@@ -8,6 +8,7 @@ episode's first, whose transition the script drops: one of an episode's is lost,
 """
 
 import gymnasium
+import torch
 
 
 class IsaacLabVecTask:
@@ -27,12 +28,8 @@ class IsaacLabVecTask:
     def step(self, actions):
         obs, reward, terminated, truncated, extras = self.env.step(actions.clamp(-1.0, 1.0))
         self.obs, done = obs["policy"].clone(), terminated | truncated
-        last = extras.get("final_obs")
-        if last is not None:
-            last = last["policy"]
-            if len(last) == self.num_envs:
-                last = last[done]
-            self.obs[done] = last
+        if "final_obs" in extras:  # where an environment ended: the observations of all before the resets
+            self.obs = torch.where(done[:, None], extras["final_obs"]["policy"], self.obs)
         return {"obs": self.obs}, reward * self.reward_scale, done.long(), {"time_outs": truncated & ~terminated}
 
 
@@ -59,5 +56,7 @@ def make(
     from isaaclab_tasks.utils import parse_env_cfg
 
     cfg = cfg or parse_env_cfg(task, device=str(sim_device), num_envs=num_envs)
+    if not hasattr(cfg, "compute_final_obs"):
+        raise ValueError("this version of Isaac Lab does not return last observations (compute_final_obs)")
     cfg.seed, cfg.compute_final_obs = seed, True
     return IsaacLabVecTask(gymnasium.make(task, cfg=cfg))

@@ -24,7 +24,7 @@ CONTROL_SECONDS = 1 / 60
 
 @dataclass
 class Task:
-    """What Isaac's tasks of a kind share, with their numbers (its compute_*_reward and configuration files)."""
+    """A task's numbers: Isaac's (its compute_*_reward and configuration files), the height at reset the bodies' own."""
 
     model: str
     height: float  # of the torso at reset, m
@@ -55,8 +55,7 @@ TASKS = {
 class ThreadPoolPhysics:
     """MuJoCo on CPU threads, as many as PyTorch has: (qpos, qvel, ctrl) of N worlds -> (qpos, qvel), float64 tensors.
 
-    Every call starts the solver cold, so its result depends on its arguments alone. Another engine, such as MuJoCo
-    Warp, is another class with this `step`.
+    Every call starts the solver cold, so its result depends on its arguments alone.
     """
 
     def __init__(self, model, substeps):
@@ -81,7 +80,7 @@ def rotate_inverse(quat, vector):
 
 
 class MujocoVecTask:
-    """N worlds of a Task, with the interface of isaacgymenvs' VecTask. All tensors are on the CPU.
+    """N worlds of a Task, with the interface of isaacgymenvs' VecTask; physics on the CPU, what it returns on `device`.
 
     step: actions (N, A), clamped to [-1,1] -> {"obs": (N, S)}, reward (N,), done int64 (N,), {"time_outs": bool (N,)},
     all of them the task's own memory, overwritten by the next step. An environment that is done resets in the next
@@ -89,7 +88,7 @@ class MujocoVecTask:
     the current observation, zeros before the first step.
     """
 
-    def __init__(self, task, num_envs, seed):
+    def __init__(self, task, num_envs, seed, device):
         model = mujoco.MjModel.from_xml_path(str(ASSETS / task.model))
         model.opt.timestep = CONTROL_SECONDS / task.substeps
         model.opt.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
@@ -115,7 +114,9 @@ class MujocoVecTask:
         self.progress = torch.zeros(num_envs, dtype=torch.int64)
         self.done = torch.ones(num_envs, dtype=torch.int64)  # so the first step resets all
         self.reward, self.obs = torch.zeros(num_envs), torch.zeros(num_envs, 12 + 3 * model.nu)
-        self.obs_dict, self.extras = {"obs": self.obs}, {"time_outs": torch.zeros(num_envs, dtype=torch.bool)}
+        self.time_outs = torch.zeros(num_envs, dtype=torch.bool)
+        self.returned = [x.to(device, copy=True) for x in (self.obs, self.reward, self.done, self.time_outs)]
+        self.obs_dict, self.extras = {"obs": self.returned[0]}, {"time_outs": self.returned[3]}
         self.observation_space = SimpleNamespace(shape=(self.obs.shape[1],))
         self.action_space = SimpleNamespace(shape=(model.nu,))
 
@@ -148,8 +149,10 @@ class MujocoVecTask:
         last = self.progress >= self.task.max_episode_length - 1
         self.reward.copy_(torch.where(fallen, self.task.death_cost, self.rewards(advance / CONTROL_SECONDS)))
         self.done.copy_(fallen | last)
-        self.extras["time_outs"].copy_(last)
-        return self.obs_dict, self.reward, self.done, self.extras
+        self.time_outs.copy_(last)
+        for memory, value in zip(self.returned, (self.obs, self.reward, self.done, self.time_outs), strict=True):
+            memory.copy_(value)
+        return self.obs_dict, self.returned[1], self.returned[2], self.extras
 
     def observations(self):
         """Height, velocity and turning in the torso's frame, yaw, roll, target's angle, up, heading, joints, action."""
@@ -157,10 +160,8 @@ class MujocoVecTask:
         w, x, y, z = quat.unbind(1)
         roll = torch.atan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y))
         yaw = torch.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
-        up, heading = (
-            1 - 2 * (x * x + y * y),
-            1 - 2 * (y * y + z * z),
-        )  # the torso's z on the world's, its x on the target's
+        up = 1 - 2 * (x * x + y * y)  # the torso's z axis on the world's
+        heading = 1 - 2 * (y * y + z * z)  # its x axis on the target's direction
         velocity = rotate_inverse(quat, self.qvel[:, :3])
         turning = self.task.angular_velocity_scale * self.qvel[:, 3:6]  # MuJoCo keeps it in the torso's frame
         position = (2 * self.qpos[:, self.q_index] - self.high - self.low) / (self.high - self.low)
@@ -193,15 +194,13 @@ class MujocoVecTask:
 
     def get_state(self):
         """All that decides the future, as tensors: with it a run resumes to the bit."""
-        names = ("qpos", "qvel", "actions", "progress", "done", "obs", "reward")
-        stream, time_outs = self.generator.get_state(), self.extras["time_outs"].clone()
-        return {"stream": stream, "time_outs": time_outs, **{name: getattr(self, name).clone() for name in names}}
+        names = ("qpos", "qvel", "progress", "done")
+        return {"stream": self.generator.get_state(), **{name: getattr(self, name).clone() for name in names}}
 
     def set_state(self, state):
         """Puts a state of `get_state` in place."""
         self.generator.set_state(state["stream"])
-        self.extras["time_outs"].copy_(state["time_outs"])
-        for name in state.keys() - {"stream", "time_outs"}:
+        for name in state.keys() - {"stream"}:
             getattr(self, name).copy_(state[name])
 
 
@@ -218,9 +217,10 @@ def make(
     force_render=True,
     cfg=None,
 ):
-    """As isaacgymenvs.make, of whose arguments four count here. Raises ValueError for an unknown task or a GPU."""
+    """As isaacgymenvs.make, of whose arguments `seed`, `task`, `num_envs` and `rl_device` count here.
+
+    Raises ValueError for an unknown task.
+    """
     if task not in TASKS:
         raise ValueError(f"{task} is not one of {', '.join(TASKS)}")
-    if not str(rl_device).startswith("cpu"):
-        raise ValueError(f"these tasks run on the CPU, not on {rl_device}: give --no-cuda")
-    return MujocoVecTask(TASKS[task], num_envs, seed)
+    return MujocoVecTask(TASKS[task], num_envs, seed, rl_device)

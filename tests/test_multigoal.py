@@ -1,0 +1,56 @@
+"""The multi-goal task (Fig. 2): its rules, and that a trained policy reaches all four goals from the centre."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmark.fig2_multigoal import sample_trajectories  # noqa: E402
+from benchmark.multigoal import GOALS, MultiGoalEnv  # noqa: E402
+from meow_continuous_action import Args, load_policy, train  # noqa: E402
+
+PAPER = {"gamma": 0.9, "tau": 0.0005, "alpha": 2.5, "sigma_min": -2.0, "sigma_max": 1.0}
+
+
+def test_the_rules_of_the_task():
+    env = MultiGoalEnv()
+    starts = np.array([env.reset(seed=seed)[0] for seed in range(500)])
+    assert abs(starts.mean()) < 0.01 and starts.std() == pytest.approx(0.1, abs=0.01)
+    env.position = np.array([3.0, 0.5])
+    obs, reward, terminated, truncated, _ = env.step(np.array([1.0, -0.5]))
+    assert obs.tolist() == [4.0, 0.0] and not terminated and not truncated  # at distance 1, not within it
+    assert reward == pytest.approx(-30 * 1.25 - 1.0)
+    _, reward, terminated, _, _ = env.step(np.array([0.5, 0.0]))
+    assert terminated and reward == pytest.approx(-30 * 0.25 - 0.25 + 10)
+    env.position = np.array([-6.5, 6.8])
+    obs, reward, _, _, _ = env.step(np.array([-1.0, 1.0]))
+    assert obs.tolist() == [-7.0, 7.0] and reward == pytest.approx(-60 - (4 + 49))
+    assert sorted(map(tuple, GOALS.tolist())) == [(-5, 0), (0, -5), (0, 5), (5, 0)]
+
+
+def test_all_four_goals_are_reached_from_the_centre_and_the_figure_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    steps = {"total_timesteps": 4_000, "learning_starts": 1_000, "eval_frequency": 4_000, "eval_episodes": 1}
+    run_dir = train(Args(env_id="benchmark.multigoal:MultiGoal-v0", **PAPER, **steps)).run_dir
+    torch.manual_seed(0)
+    reached = [goal for _, goal in sample_trajectories(load_policy(run_dir)[0], 200)]
+    assert {0, 1, 2, 3} <= set(reached) and reached.count(None) < 10
+    command = [sys.executable, str(ROOT / "benchmark" / "fig2_multigoal.py"), "--run", run_dir, "--output", "fig2"]
+    command += ["--trajectories", "10", "--max-samples", "1000", "--repeats", "20"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in Path("fig2").iterdir()} == {
+        "fig2a.png",
+        "fig2b.png",
+        "trajectories.csv",
+        "errors.csv",
+    }
+    errors = {line.split(":")[0]: line for line in result.stdout.splitlines()}
+    last = {name: float(line.rsplit(", ", 1)[1].split()[0]) for name, line in errors.items() if "M=1,000" in line}
+    assert last["MEow's own policy"] < 1e-3 < last["SQL"]  # exact, and not so
