@@ -37,7 +37,7 @@ class Args:
     max_samples: int = 100_000
     """largest M of the estimates"""
     repeats: int = 200
-    """estimates for each M, of whose absolute errors the mean is drawn (at M = 100,000: a tenth as many)"""
+    """estimates for each M, of whose absolute errors the mean is drawn; 300,000 / M where that is fewer, at least 10"""
     seed: int = 1
     """of the trajectories and estimates"""
 
@@ -114,9 +114,9 @@ def estimation_errors(policy, args):
 
     estimators = {"SQL: uniform proposal": sql, "SAC: fitted Gaussian actor": sac, "MEow's own policy": meow}
     errors = {name: [] for name in estimators}
-    numbers = [number for number in (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)]
-    for number in [number for number in numbers if number <= args.max_samples]:
-        repeats = args.repeats if number < 100_000 else max(1, args.repeats // 10)
+    numbers = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
+    for number in filter(lambda number: number <= args.max_samples, numbers):
+        repeats = max(10, min(args.repeats, 300_000 // number))
         for name, estimate in estimators.items():
             errors[name].append((number, np.mean([abs(estimate(number) - exact) for _ in range(repeats)])))
     return errors, exact
