@@ -263,11 +263,8 @@ DEADLY = [
     (("torch", "save"), 4),
     (("os", "fsync"), 15),
     (("os", "fsync"), 16),
-    (("os", "fsync"), 17),
-    (("os", "fsync"), 18),
     *((("os", "replace"), call) for call in (2, 4, 5, 6, 7, 12)),
     (("Path", "unlink"), 1),
-    (("Path", "unlink"), 2),
     (("os", "truncate"), 1),
 ]
 

@@ -46,7 +46,8 @@ def test_speed_measures_ours_and_a_peer_in_turns(tmp_path):
 
 
 def test_speed_says_when_a_peer_fails():
-    result = run("speed.py", "--env-id", "Pendulum-v1", "--slice-seconds", "1", "--peers", "echo no such file; exit 3")
+    flags = ["--env-id", "Pendulum-v1", "--slice-seconds", "1", "--first-step", "10", "--options=--no-compile"]
+    result = run("speed.py", *flags, "--peers", "echo no such file; exit 3")
     assert result.returncode == 1
     assert "ended before it was measured" in result.stderr and "no such file" in result.stderr
 
