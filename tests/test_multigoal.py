@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmark.fig2_multigoal import sample_trajectories
+from benchmark.multigoal import GOALS, MultiGoalEnv
+from meow_continuous_action import Args, load_policy, train
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmark.fig2_multigoal import sample_trajectories  # noqa: E402
-from benchmark.multigoal import GOALS, MultiGoalEnv  # noqa: E402
-from meow_continuous_action import Args, load_policy, train  # noqa: E402
-
 PAPER = {"gamma": 0.9, "tau": 0.0005, "alpha": 2.5, "sigma_min": -2.0, "sigma_max": 1.0}
 
 

@@ -1,17 +1,12 @@
 """benchmark/simulators/mujoco.py against MuJoCo's own functions and Isaac's contract."""
 
-import sys
-from pathlib import Path
-
 import mujoco
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from benchmark.simulators.isaaclab import IsaacLabVecTask  # noqa: E402
-from benchmark.simulators.mujoco import TASKS, make  # noqa: E402
+from benchmark.simulators.isaaclab import IsaacLabVecTask
+from benchmark.simulators.mujoco import TASKS, make
 
 BOTH = ["AntMujoco", "HumanoidMujoco"]
 
