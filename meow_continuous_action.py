@@ -271,7 +271,7 @@ def check_env(args):
     obs_dim, act_dim = obs_space.shape[0], act_space.shape[0]
     gigabytes = args.buffer_size * ReplayBuffer.row_width(obs_dim, act_dim) * 4 / 1e9
     free = psutil.virtual_memory().available / 1e9
-    if gigabytes > free and args.evaluate is None:
+    if gigabytes > free:
         raise UsageError(
             f"--buffer-size {args.buffer_size:,} needs {gigabytes:,.1f} GB of memory for {args.env_id}, "
             f"at most the {free:,.1f} GB that are free are allowed"
@@ -1103,7 +1103,6 @@ def start_logging(args, config, run_dir, state, stack):
                 run_dir.rmdir()
             raise UsageError(f"--track needs a W&B login, or WANDB_MODE=offline: {error}") from error
         stack.push(lambda exc_type, *_: wandb.finish(exit_code=int(exc_type is not None)))
-    print(f"{run_dir}\n{describe_settings(args)}", flush=True)
     write_atomically({run_dir / "config.json": json.dumps(config, indent=2).encode()})
 
     if state:
@@ -1194,6 +1193,7 @@ def train(args):
         resumed_at = [*state["resumed_at"], state["step"]] if state else []
         config = {"args": settings, "versions": versions_here(), "resumed_at": resumed_at}
         writer, log_evaluation, wandb_id = start_logging(args, config, run_dir, state, stack)
+        print(f"{run_dir}\n{describe_settings(args)}", flush=True)
 
         stop = StopSignals()
         stack.callback(stop.restore)
@@ -1385,7 +1385,7 @@ def play(args):
     torch.set_num_threads(args.torch_threads)
     policy, about = load_policy(args.evaluate)
     check_unchanged(args, about["args"], "--evaluate", {*MAY_CHANGE, "eval_episodes"})
-    check_env(args)
+    check_env(replace(args, buffer_size=0))
     deterministic, run_name = not args.stochastic, f"{about['run']}-{about['kind']}-eval"
     print(f"{args.evaluate}: {about['kind']} model of {args.env_id}, after {about['step']:,} steps", flush=True)
     envs = [make_env(args.env_id, i, i, args.capture_video, run_name)() for i in range(args.eval_episodes)]

@@ -907,7 +907,6 @@ def start_logging(args, config, run_dir, state, stack):
                 run_dir.rmdir()
             raise UsageError(f"--track needs a W&B login, or WANDB_MODE=offline: {error}") from error
         stack.push(lambda exc_type, *_: wandb.finish(exit_code=int(exc_type is not None)))
-    print(f"{run_dir}\n{describe_settings(args)}", flush=True)
     write_atomically({run_dir / "config.json": json.dumps(config, indent=2).encode()})
 
     if state:
@@ -1020,6 +1019,7 @@ def train(args):
         resumed_at = [*state["resumed_at"], state["step"]] if state else []
         config = {"args": settings, "versions": versions_here(), "resumed_at": resumed_at}
         writer, log_returns, wandb_id = start_logging(args, config, run_dir, state, stack)
+        print(f"{run_dir}\n{describe_settings(args)}", flush=True)
 
         stop = StopSignals()
         stack.callback(stop.restore)
