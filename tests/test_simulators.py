@@ -47,6 +47,21 @@ def test_the_contract_of_a_vec_task(task, dims):
     assert episode_lengths and max(episode_lengths) <= 999
 
 
+def test_ant_has_isaacs_joints_and_they_move():
+    """nv_ant.xml of isaacgymenvs; with the rotor inertia of gymnasium's body no joint is faster than 2 rad/s."""
+    env, generator = make_task("AntMujoco", num_envs=16)
+    names = [env.model.joint(i).name for i in range(1, 9)]
+    ranges = {name: np.degrees(env.model.joint(name).range).round(6).tolist() for name in names}
+    assert all(ranges[f"hip_{i}"] == [-40, 40] for i in range(1, 5))
+    assert [ranges[f"ankle_{i}"] for i in range(1, 5)] == [[30, 100], [-100, -30], [-100, -30], [30, 100]]
+    assert (env.model.dof_armature[6:] == 0.01).all() and (env.model.dof_damping[6:] == 0.1).all()
+    fastest = 0.0
+    for _ in range(100):
+        env.step(random_actions(env, generator))
+        fastest = max(fastest, env.qvel[:, 6:].abs().max().item())
+    assert 10 < fastest < 100
+
+
 @pytest.mark.parametrize("task", BOTH)
 def test_observations_agree_with_mujocos_own_frames(task):
     env, generator = make_task(task)

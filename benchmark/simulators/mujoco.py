@@ -3,11 +3,13 @@
     python meow_isaacgym.py --make benchmark.simulators.mujoco:make --task AntMujoco
 
 Bodies are gymnasium's bundled models; observations, reward terms, reset rules and the delayed auto-reset are those of
-Isaac Gym's tasks of these names (see `Task`). Physics, masses and joint limits are MuJoCo's: returns do not compare
-with Isaac Gym's. What differs from Isaac's observations: no force sensors (Ant: 24 of its 60 numbers, Humanoid: 12 of
-108), no joint forces (Humanoid: 21), 17 joints instead of Humanoid's 21, and angles always in [-pi, pi].
+Isaac Gym's tasks of these names (`Task`), and so are Ant's motors, joints and friction (`adapt_ant`). The physics is
+MuJoCo's, and so are Humanoid's masses and joints: returns do not compare with Isaac Gym's. What differs from Isaac's
+observations: no force sensors (Ant: 24 of its 60 numbers, Humanoid: 12 of 108), no joint forces (Humanoid: 21),
+17 joints instead of Humanoid's 21, and angles always in [-pi, pi].
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,16 +40,29 @@ class Task:
     angular_velocity_scale: float
     joint_velocity_scale: float
     substeps: int
-    gear: float | None = None  # of every motor; None: the model's own, scaled by its control range
+    adapt: Callable[[mujoco.MjModel], None] = lambda model: None  # what else makes the model Isaac's
     heading_weight: float = 0.5
     up_weight: float = 0.1
     energy_cost: float = 0.05
     max_episode_length: int = 1000
 
 
+def adapt_ant(model):
+    """Gives gymnasium's Ant the motors, joints and friction of Isaac's nv_ant.xml; shapes and masses are the same.
+
+    Its own rotor inertia, 1 kg m^2 a joint, is about a hundred times the leg's: Isaac's motors could hardly move it.
+    """
+    model.actuator_gear[:, 0] = 15.0
+    model.dof_armature[6:], model.dof_damping[6:] = 0.01, 0.1
+    model.geom_friction[:] = 1.5, 0.1, 0.1
+    for joint in range(1, model.njnt):
+        low, high = model.jnt_range[joint]
+        is_hip = low < 0 < high
+        model.jnt_range[joint] = np.radians([-40, 40] if is_hip else [30, 100] if low > 0 else [-100, -30])
+
+
 TASKS = {
-    # gear 15 and 1/120 s make gymnasium's Ant about as strong as Isaac's
-    "AntMujoco": Task("ant.xml", 0.55, 0.31, -2.0, 0.5, 0.005, 0.1, 0.99, False, 1.0, 0.2, substeps=2, gear=15.0),
+    "AntMujoco": Task("ant.xml", 0.55, 0.31, -2.0, 0.5, 0.005, 0.1, 0.99, False, 1.0, 0.2, substeps=2, adapt=adapt_ant),
     "HumanoidMujoco": Task("humanoid.xml", 1.4, 0.8, -1.0, 2.0, 0.01, 0.25, 0.98, True, 0.25, 0.1, substeps=4),
 }
 
@@ -93,8 +108,7 @@ class MujocoVecTask:
         model.opt.timestep = CONTROL_SECONDS / task.substeps
         model.opt.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
         self.control_scale = torch.tensor(model.actuator_ctrlrange[:, 1])
-        if task.gear is not None:
-            model.actuator_gear[:, 0] = task.gear
+        task.adapt(model)
         strength = model.actuator_gear[:, 0] * model.actuator_ctrlrange[:, 1]
         self.strength = torch.tensor(strength / strength.max(), dtype=torch.float32)
         self.task, self.model, self.num_envs = task, model, num_envs
