@@ -1,83 +1,473 @@
-"""Draws the evaluation curves of runs over the paper's curves of the same environment.
+"""Draws runs: one panel an environment, one colour and marker a system, over the paper's curves of the same systems.
 
-    pip install -r benchmark/requirements.txt
-    python benchmark/plot.py --runs benchmark/results/Hopper-v4/seed_* --output benchmark/results/Hopper-v4/curve.png
+    pip install -r requirements.txt -r benchmark/requirements.txt
+    python benchmark/plot.py --runs benchmark/results/Hopper-v4 --output benchmark/results/Hopper-v4/curve
+    python benchmark/plot.py --runs runs/benchmark/paper --env-ids Hopper-v4 Ant-v4 --systems meow sac td3 --output fig3
+    python benchmark/plot.py --runs runs/benchmark/paper --systems meow_affine meow_affine_no_lrs --output fig1 \
+        --key flow/log_det_nonlinear flow/log_det_linear
 
-Refuses runs whose returns do not compare: of several environments, MuJoCo versions or ways to evaluate.
+Writes OUTPUT.png and .svg (over steps), and OUTPUT_hours.png and .svg (over wall-clock time) where runs have times.
+
+A system is a run's --exp-name, a repetition its --seed; a folder named NAME_seed_N directly above config.json is seed N
+of the system NAME instead. From 3 seeds on a system is its mean with a 95% confidence interval (Student's t over the
+seeds), on the steps that all its seeds have: the mean ends where the shortest seed ends, and the others go on as thin
+lines, because a mean over fewer and fewer seeds jumps. 1 or 2 seeds are thin lines. Runs that do not compare are
+refused: see `check_comparable`.
 """
 
 import csv
+import functools
 import json
+import math
+import re
 import sys
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+import scipy.stats
 import tyro
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
 
-PAPER_CURVES = Path(__file__).parent / "paper" / "fig3_mujoco_curves.csv"  # read off the paper's Fig. 3, smoothed there
+RETURN = "eval/episodic_return"  # the key that is read from evaluations.csv or returns.csv, without TensorBoard
+ENV_STEPS, VECTOR_STEPS, WANDB_STEPS = "environment steps", "vector steps", "steps as W&B counts them"
+PAPER = Path(__file__).parent / "paper"  # mean curves of 5 seeds, read off the pictures and smoothed there
+# Steps where the reading took the line's sample in the picture's legend for the curve: flat, far from both sides.
+MISREAD = {("Hopper-v4", "MEow"): (885_000, 975_000)}
+MISREAD |= {("Ant", "MEow"): (590_000, 650_000), ("Ant", "SAC"): (590_000, 650_000)}
+PAPER_NAMES = {"meow": "MEow", "meow_continuous_action": "MEow", "meow_isaacgym": "MEow"}
+PAPER_NAMES |= {name.lower(): name for name in ("SAC", "TD3", "DDPG", "PPO", "SQL")}
+
+# Okabe and Ito's colours without black and yellow, dark and light in turn. With 11 markers no pair of 66 comes twice.
+COLORS = ("#0072B2", "#E69F00", "#D55E00", "#56B4E9", "#009E73", "#CC79A7")
+EDGE = {"markeredgecolor": "white", "markeredgewidth": 0.7}  # without colour a marker is told from its line by this
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*")
+LABELS = {
+    RETURN: "undiscounted return",
+    "flow/log_det_nonlinear": r"$\log_{10} \prod_{i \in S_n} |\det J_i|$",
+    "flow/log_det_linear": r"$\log_{10} \prod_{i \in S_l} |\det J_i|$",
+}
+
+
+class UsageError(ValueError):
+    """Bad input: one sentence naming the flag and what is allowed. Exit code 2."""
+
+
+@dataclass(kw_only=True)
+class Inputs:
+    """What to read: the flags that plot.py and report.py share."""
+
+    runs: tuple[Path, ...] = ()
+    """folders, searched at any depth for runs: a config.json beside an evaluations.csv or returns.csv"""
+    wandb_csv: tuple[Path, ...] = ()
+    """CSV files exported from Weights and Biases, with the x axis set to global_step"""
+    env_ids: tuple[str, ...] = ()
+    """environments or tasks to take, in this order (none: all)"""
+    systems: tuple[str, ...] = ()
+    """systems to take, in this order (none: all)"""
+
+
+@dataclass(kw_only=True)
+class Args(Inputs):
+    output: Path
+    """the pictures to write, without suffix"""
+    key: tuple[str, ...] = (RETURN,)
+    """what to draw, a panel each: other keys are read from the run's TensorBoard logs, or else its scalars.csv"""
+    every: int | None = None
+    """keys other than the return are averaged over so many steps (None: those between two evaluations of the run)"""
+    export_scalars: bool = False
+    """write these averages to scalars.csv in each folder with TensorBoard logs, small enough to be committed"""
 
 
 @dataclass
-class Args:
-    runs: list[Path]
-    """folders with the config.json and evaluations.csv of a run"""
-    output: Path
-    """the PNG to write"""
+class Run:
+    """One curve. steps, seconds (NaN where unknown) and returns are arrays (T,), by rising step."""
+
+    env: str
+    system: str
+    seed: int
+    steps: np.ndarray
+    seconds: np.ndarray
+    returns: np.ndarray  # mean over the episodes of an evaluation, or the values of another key
+    config: dict  # config.json; empty for W&B exports, which have none
+    path: Path
+    unit: str  # of the steps
+    averaged: str  # what a return is the mean of
+
+    @property
+    def paper_name(self):
+        """The paper's name of this system, or None: by --exp-name, whatever the folder is called."""
+        if self.unit == WANDB_STEPS:  # its curve goes over other steps
+            return None
+        return PAPER_NAMES.get(self.config.get("args", {}).get("exp_name", self.system))
+
+    @property
+    def mujoco(self):
+        """MuJoCo's version, or None if the run has none or it is not known."""
+        return self.config.get("versions", {}).get("mujoco")
+
+    @property
+    def eval_episodes(self):
+        """Episodes of an evaluation; None if that is not known or, in a parallel task, there was none."""
+        return self.config.get("args", {}).get("eval_episodes") if self.unit == ENV_STEPS else None
+
+    @property
+    def inference(self):
+        """How the evaluation acted: deterministic or stochastic; None if that is not known or there was none."""
+        return {True: "deterministic", False: "stochastic"}.get(self.config.get("args", {}).get("eval_deterministic"))
 
 
-def load(run):
-    """One run: (config, evaluation rows as dicts of float)."""
-    config = json.loads((run / "config.json").read_text())
-    with open(run / "evaluations.csv") as file:
-        return config, [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+def read_csv(path):
+    """The rows of a CSV file as dicts of strings. Raises UsageError if it cannot be read."""
+    try:
+        with open(path, newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} must be a CSV file that can be read: {error}") from error
 
 
-def shared(configs, group, name):
-    """The value of a setting that all runs share. Raises ValueError if they differ."""
-    values = {config[group][name] for config in configs}
-    if len(values) > 1:
-        raise ValueError(f"--runs must share one {name}, got {', '.join(sorted(map(str, values)))}")
-    return values.pop()
+def load_run(folder):
+    """The Run in a folder. Raises UsageError if config.json or the table is damaged."""
+    has_evaluations = (folder / "evaluations.csv").exists()
+    table = folder / ("evaluations.csv" if has_evaluations else "returns.csv")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        args = config["args"]
+        env = args["env_id"] if has_evaluations else args["task"]
+        rows = {float(row["step"]): (float(row["seconds"]), float(row["mean"])) for row in read_csv(table)}
+        named = re.fullmatch(r"(.+)_seed_(\d+)", folder.resolve().name)
+        system, seed = (named[1], int(named[2])) if named else (args["exp_name"], args["seed"])
+        mean_of = f"{args['eval_episodes']} episodes" if has_evaluations else "last 100 training episodes"
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"--runs: {table} and config.json must be as the scripts write them: {error!r}") from error
+    # a parallel task has no mean (NaN) until its first episodes end
+    points = np.array([(step, *row) for step, row in sorted(rows.items()) if math.isfinite(row[1])]).reshape(-1, 3)
+    unit = ENV_STEPS if has_evaluations else VECTOR_STEPS
+    return Run(env.rpartition(":")[2], system, seed, *points.T, config, folder, unit, mean_of)
+
+
+def load_wandb_csv(path, key):
+    """The runs in a CSV exported from W&B: columns `global_step` or `Step`, then `RUN_NAME - KEY` for each run.
+
+    Twins of each column that W&B adds, `...__MIN` and `...__MAX`, are left. `Step` is W&B's own count, for runs that it
+    reads from TensorBoard that of the logged points: a unit of its own, which compares with no other.
+    """
+    rows = read_csv(path)
+    axis = next((name for name in ("global_step", "Step") if rows and name in rows[0]), None)
+    names = [column.removesuffix(f" - {key}") for column in (rows or [{}])[0] if column.endswith(f" - {key}")]
+    if axis is None or not names:
+        raise UsageError(f"--wandb-csv {path} must have a column global_step or Step and columns 'RUN_NAME - {key}'")
+    runs = []
+    for name in names:
+        parts = re.fullmatch(r"(.+?)__(.+)__(\d+)__\d+", name)
+        if not parts:
+            raise UsageError(f"--wandb-csv {path}: runs must be named ENV__EXP_NAME__SEED__TIME, one is named {name}")
+        env = parts[1].rpartition(":")[2]
+        unit = ENV_STEPS if re.search(r"-v\d+$", env) else VECTOR_STEPS  # tasks have no version
+        cells = [(row[axis], row[f"{name} - {key}"]) for row in rows]
+        try:
+            values = {float(step): float(value) for step, value in cells if value not in ("", "NaN")}
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"--wandb-csv {path}: the columns of {name} must be numbers: {error}") from error
+        steps, values = np.array(sorted(values.items())).reshape(-1, 2).T
+        unit = unit if axis == "global_step" else WANDB_STEPS
+        where = Path(f"{path}: {name}")
+        runs.append(Run(env, parts[2], int(parts[3]), steps, steps * np.nan, values, {}, where, unit, "W&B export"))
+    return runs
+
+
+@functools.cache
+def read_scalars(folder):
+    """{key: [(step, value), ...]} from a folder's TensorBoard logs, or else from its scalars.csv, or else empty."""
+    if any(folder.glob("events.out.tfevents.*")):
+        # imported here: it takes seconds, and returns are drawn without it
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0: all points, not a random sample
+        events.Reload()
+        return {key: [(e.step, e.value) for e in events.Scalars(key)] for key in events.Tags()["scalars"]}
+    scalars = defaultdict(list)
+    if (folder / "scalars.csv").exists():
+        try:
+            for row in read_csv(folder / "scalars.csv"):
+                scalars[row["key"]].append((float(row["step"]), float(row["value"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"--runs: {folder}/scalars.csv must have numbers in step,key,value: {error!r}") from error
+    return scalars
+
+
+def with_means(run, points, every):
+    """The run with, in place of its returns, the means of [(step, value), ...] over bins of `every` steps.
+
+    Bins, because seeds log some keys at different steps. None: the steps between two evaluations of the run. A mean
+    stands at the middle of its bin, so that averaging again changes nothing.
+    """
+    settings = run.config.get("args", {})
+    every = every or settings.get("eval_frequency") or settings.get("log_frequency") or 10_000
+    bins = defaultdict(list)
+    for step, value in points:
+        if math.isfinite(value):
+            bins[step // every].append(value)
+    steps = (np.array(sorted(bins)) + 0.5) * every
+    means = np.array([np.mean(bins[number]) for number in sorted(bins)])
+    return replace(run, steps=steps, returns=means, seconds=steps * np.nan, averaged=f"means over {every:,} steps")
+
+
+def load_runs(args, key=RETURN, every=None):
+    """The list of Runs that args (Inputs) names, with the values of `key`, by environment, system and seed.
+
+    Raises UsageError if there are none or they do not compare. Says on stderr which runs have no point yet.
+    """
+    if not args.runs and not args.wandb_csv:
+        raise UsageError("--runs or --wandb-csv must be given")
+    runs, folders = [], {}
+    for root in args.runs:
+        found = [path.parent for path in sorted(root.rglob("config.json"))]
+        found = [path for path in found if (path / "evaluations.csv").exists() or (path / "returns.csv").exists()]
+        # benchmark.py renames a run that died before its first checkpoint, and starts again
+        found = [path for path in found if not path.name.startswith("abandoned_")]
+        if not found:
+            raise UsageError(f"--runs {root} must contain a config.json beside an evaluations.csv or returns.csv")
+        folders |= {folder.resolve(): folder for folder in found}  # folders that overlap are no second run
+    for folder in folders.values():
+        run = load_run(folder)
+        runs.append(run if key == RETURN else with_means(run, read_scalars(folder).get(key, []), every))
+    for path in args.wandb_csv:
+        for run in load_wandb_csv(path, key):
+            points = zip(run.steps, run.returns, strict=True)
+            runs.append(run if key == RETURN else with_means(run, points, every))
+
+    runs.sort(key=lambda run: (run.env, run.system, run.seed))
+    for flag, names, field in (("--systems", args.systems, "system"), ("--env-ids", args.env_ids, "env")):
+        groups = grouped(runs, field)
+        for name in names:
+            if name not in groups:
+                raise UsageError(f"{flag} must be among those of the runs ({', '.join(groups)}), got {name}")
+        runs = [run for name in names or groups for run in groups[name]]
+    check_comparable(runs)
+    for run in runs:
+        if not len(run.steps):
+            print(f"left out, no point of {key} yet: {run.path}", file=sys.stderr)
+    runs = [run for run in runs if len(run.steps)]
+    if not runs:
+        raise UsageError(f"--runs must have at least one point of {key}")
+    return runs
+
+
+def check_comparable(runs):
+    """Raises UsageError for runs that must not stand in one figure or table. What an export does not tell is skipped.
+
+    MuJoCo's version must be one, because its contacts, and so the returns, changed between versions; in one environment
+    the unit of steps and the episodes of an evaluation; under one name of a system the kind of inference (two systems
+    may differ in it: Fig. 7). An environment, system and seed must be there once.
+    """
+    seen = {}
+    for run in runs:
+        where = (run.env, run.system, run.seed)
+        if where in seen:
+            raise UsageError(f"--runs must have {' '.join(map(str, where))} once, got {seen[where]} and {run.path}")
+        seen[where] = run.path
+        for what, value in [
+            ("one mujoco version", run.mujoco),
+            (f"one unit of steps in {run.env}", run.unit),
+            (f"one eval_episodes in {run.env}", run.eval_episodes),
+            (f"one eval_deterministic under the name {run.system}", run.inference),
+        ]:
+            if value is None:
+                continue
+            other, path = seen.setdefault(what, (value, run.path))
+            if other != value:
+                raise UsageError(f"--runs must share {what}, got {other} in {path} and {value} in {run.path}")
+
+
+def grouped(runs, *fields):
+    """{value of the field, or tuple of them: [Run, ...]}, in the order of the runs."""
+    groups = defaultdict(list)
+    for run in runs:
+        values = tuple(getattr(run, field) for field in fields)
+        groups[values if len(fields) > 1 else values[0]].append(run)
+    return dict(groups)
+
+
+def count_seeds(n):
+    """'1 seed', '5 seeds'."""
+    return f"{n} seed{'s' * (n != 1)}"
+
+
+def on_common_steps(runs):
+    """The T steps that all n runs have: steps (T,), returns (n, T), seconds (n, T)."""
+    steps = np.array(sorted(set.intersection(*(set(run.steps) for run in runs))))
+    places = [np.searchsorted(run.steps, steps) for run in runs]
+    returns = np.stack([run.returns[place] for run, place in zip(runs, places, strict=True)])
+    return steps, returns, np.stack([run.seconds[place] for run, place in zip(runs, places, strict=True)])
+
+
+def mean_and_ci(values):
+    """values (n, T), n > 1: the mean (T,) and the half-width (T,) of its 95% interval by Student's t over the n."""
+    n = len(values)
+    half_width = scipy.stats.t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n)
+    return values.mean(axis=0), half_width
+
+
+@functools.cache
+def paper_curves():
+    """{(env, algorithm): (steps (T,), returns (T,))}, without the points that were not read off the picture."""
+    points = defaultdict(list)
+    for path in sorted(PAPER.glob("*.csv")):
+        for row in read_csv(path):
+            name, step = (row["env"], row["algorithm"]), float(row["step"])
+            first, last = MISREAD.get(name, (math.inf, 0))
+            if row["return"] and not first <= step <= last:
+                points[name].append((step, float(row["return"])))
+    return {name: tuple(np.array(sorted(curve)).T) for name, curve in points.items()}
+
+
+def draw_system(axes, runs, style, in_hours):
+    """One system's runs in one panel. style: color and marker."""
+
+    def line(steps, seconds, values, **style):
+        x = seconds / 3600 if in_hours else steps
+        gap = max(1, len(x) // 6)  # few markers, and not those of two systems on one another
+        markers = (3 * MARKERS.index(style["marker"]) % gap, gap)
+        axes.plot(x, values, **({**EDGE, "linewidth": 0.9, "markersize": 5, "markevery": markers} | style))
+        return x
+
+    steps, returns, seconds = on_common_steps(runs)
+    if len(runs) < 3 or not len(steps):
+        for run in runs:
+            line(run.steps, run.seconds, run.returns, **style)
+        return
+    mean, half_width = mean_and_ci(returns)
+    x = line(steps, seconds.mean(axis=0), mean, linewidth=1.8, markersize=7, **style)
+    axes.fill_between(x, mean - half_width, mean + half_width, color=style["color"], alpha=0.2, linewidth=0)
+    for run in runs:
+        rest = run.steps >= steps[-1]
+        if rest.sum() > 1:
+            line(run.steps[rest], run.seconds[rest], run.returns[rest], linewidth=0.6, markevery=[-1], **style)
+
+
+def draw_paper(axes, env, runs, styles):
+    """The paper's curves of the runs' systems, as far as the runs go. Returns {algorithm: handle for the legend}."""
+    handles = {}
+    for name, own in grouped(runs, "paper_name").items():
+        if (env, name) in paper_curves():
+            systems = list(grouped(own, "system"))
+            style = styles[systems[0]] if len(systems) == 1 else {"color": "black"}  # black: several systems' curve
+            style = style | {"linestyle": (0, (4, 2)), "linewidth": 1.3, "markersize": 5, "markerfacecolor": "white"}
+            steps, returns = paper_curves()[env, name]
+            drawn = steps <= 1.02 * max(run.steps[-1] for run in runs)
+            axes.plot(steps[drawn], returns[drawn], markevery=max(1, drawn.sum() // 7), **style)
+            handles[name] = Line2D([], [], label=f"{name}, paper (5 seeds)", **style)
+    return handles
+
+
+def draw_panel(axes, env, key, runs, styles, in_hours):
+    """All systems' runs in one environment, and the paper's curves of them. Returns draw_paper's handles."""
+    for system, own in grouped(runs, "system").items():
+        draw_system(axes, own, styles[system], in_hours)
+    handles = draw_paper(axes, env, runs, styles) if key == RETURN and not in_hours else {}
+
+    about = sorted({f"mujoco {run.mujoco}" for run in runs if run.mujoco}) + sorted({run.averaged for run in runs})
+    inferences = {run.inference for run in runs} - {None}
+    about += inferences if key == RETURN and len(inferences) == 1 else ()
+    axes.set_title(env, fontsize=11, pad=18)
+    axes.text(0.5, 1.03, ", ".join(about), transform=axes.transAxes, ha="center", fontsize=8)
+    axes.set_xlabel("wall-clock hours" if in_hours else runs[0].unit)
+    axes.set_ylabel(LABELS.get(key, key))
+    axes.set_xlim(left=0)
+    if not in_hours:
+        axes.set_xlim(right=1.02 * max(run.steps[-1] for run in runs))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    # the lines decide the limits: the band of 3 seeds can be several times as high as they are
+    heights = np.concatenate([line.get_ydata() for line in axes.lines])
+    margin = 0.05 * np.ptp(heights) or 1
+    axes.set_ylim(heights.min() - margin, heights.max() + margin)
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
+    axes.grid(alpha=0.3)
+    return handles
+
+
+def draw(panels, systems, path, in_hours=False):
+    """Writes path.png and path.svg. panels: {(env, key): [Run, ...]}; systems: those of the runs, in their order."""
+    envs = {env for env, _ in panels}
+    columns = min(3, len(envs) if len(envs) > 1 else len(panels))
+    rows = math.ceil(len(panels) / columns)
+    size = (7.4, 5) if len(panels) == 1 else (4.3 * columns, 3.3 * rows + 0.8)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    styles = {s: {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]} for i, s in enumerate(systems)}
+    paper_handles = {}
+    for axes, ((env, key), runs) in zip(grid.flat, panels.items(), strict=False):
+        paper_handles |= draw_panel(axes, env, key, runs, styles, in_hours)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+
+    all_runs, handles = [run for runs in panels.values() for run in runs], []
+    mixed = len({run.inference for run in all_runs} - {None}) > 1
+    for system, runs in sorted(grouped(all_runs, "system").items(), key=lambda item: systems.index(item[0])):
+        numbers = sorted({len(grouped(own, "seed")) for own in grouped(runs, "env").values()})
+        seeds = f"{numbers[0]}-{numbers[-1]} seeds" if numbers[1:] else count_seeds(numbers[0])
+        sampled = ", stochastic" if mixed and runs[0].inference == "stochastic" else ""
+        label = f"{system} ({seeds}{sampled})"
+        handles.append(Line2D([], [], markersize=7, label=label, **EDGE, **styles[system]))
+    handles += paper_handles.values()
+    title = "thick: mean over seeds with 95% CI (Student's t); thin: single seeds"
+    title += "; dashed: the paper's means, smoothed" if paper_handles else ""
+    title += "; deterministic evaluation if it does not say stochastic" if mixed else ""
+    ncols = math.ceil(len(handles) / math.ceil(len(handles) / (2 + columns)))  # full rows
+    form = {"title": title, "title_fontsize": 8, "fontsize": 9, "handlelength": 3, "ncols": ncols, "frameon": False}
+    figure.legend(handles=handles, loc="outside lower center", **form)
+    with plt.rc_context({"svg.hashsalt": "meow"}):  # this and no date in it: the same runs give the same file
+        figure.savefig(f"{path}.png", dpi=130)
+        figure.savefig(f"{path}.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def write_scalars(folder, keys, every):
+    """Writes a folder's scalars.csv, if it has the TensorBoard logs to make it of."""
+    if any(folder.glob("events.out.tfevents.*")):
+        lines = ["step,key,value\n"]
+        for key in keys:
+            run = with_means(load_run(folder), read_scalars(folder).get(key, []), every)
+            lines += [f"{step:.10g},{key},{x:.7g}\n" for step, x in zip(run.steps, run.returns, strict=True)]
+        (folder / "scalars.csv").write_text("".join(lines))
 
 
 def main(args):
-    """Writes args.output. Raises ValueError for runs that do not compare, OSError for missing files."""
-    runs = [load(run) for run in args.runs]
-    configs = [config for config, _ in runs]
-    env_id = shared(configs, "args", "env_id")
-    mujoco = shared(configs, "versions", "mujoco")
-    episodes = shared(configs, "args", "eval_episodes")
-    inference = "deterministic" if shared(configs, "args", "eval_deterministic") else "stochastic"
+    """Writes the pictures. Raises UsageError for bad input."""
+    if args.every is not None and args.every < 1:
+        raise UsageError(f"--every must be an integer of at least 1, got {args.every}")
+    scalars = [key for key in args.key if key != RETURN]
+    if args.export_scalars and not scalars:
+        raise UsageError(f"--export-scalars must come with a --key other than {RETURN}")
+    panels = {}
+    for key in args.key:
+        for env, runs in grouped(load_runs(args, key, args.every), "env").items():
+            if key.startswith("flow/log_det"):  # the logs are natural
+                runs = [replace(run, returns=run.returns / math.log(10)) for run in runs]
+            panels[env, key] = runs
+    if args.export_scalars:
+        for folder in {run.path for runs in panels.values() for run in runs}:
+            write_scalars(folder, scalars, args.every)
 
-    figure, axes = plt.subplots(figsize=(7, 4.8), layout="constrained")
-    for run, (_, rows) in zip(args.runs, runs, strict=True):
-        steps, means, stds = ([row[key] for row in rows] for key in ("step", "mean", "std"))
-        (line,) = axes.plot(steps, means, linewidth=1.2, label=f"MEow, this code, {run.name.replace('_', ' ')}")
-        low, high = zip(*[(mean - std, mean + std) for mean, std in zip(means, stds, strict=True)], strict=True)
-        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set_xlim(0, 1.02 * max(rows[-1]["step"] for _, rows in runs))
-    with open(PAPER_CURVES) as file:
-        paper = [row for row in csv.DictReader(file) if row["env"] == env_id and row["return"]]
-    for algorithm, color in (("MEow", "black"), ("SAC", "gray")):
-        curve = [(float(row["step"]), float(row["return"])) for row in paper if row["algorithm"] == algorithm]
-        if curve:
-            label = f"{algorithm}, paper (5 seeds, smoothed)"
-            axes.plot(*zip(*curve, strict=True), color=color, linestyle="--", label=label)
-    axes.set_title(f"{env_id}, mujoco {mujoco}: {episodes} {inference} episodes, band +-1 std over them", fontsize=10)
-    axes.set_xlabel("environment steps")
-    axes.set_ylabel("undiscounted return")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-    figure.savefig(args.output, dpi=130)
+    path = args.output.with_suffix("") if args.output.suffix in (".png", ".svg") else args.output
+    path.parent.mkdir(parents=True, exist_ok=True)
+    systems = list(args.systems) or sorted({run.system for runs in panels.values() for run in runs})
+    draw(panels, systems, path)
+    timed = {where: [run for run in runs if np.isfinite(run.seconds).all()] for where, runs in panels.items()}
+    timed = {where: runs for where, runs in timed.items() if runs}
+    if timed:
+        draw(timed, systems, f"{path}_hours", in_hours=True)
 
 
 if __name__ == "__main__":
     try:
         main(tyro.cli(Args))
-    except (ValueError, OSError) as error:
+    except (UsageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
