@@ -70,6 +70,9 @@ class OffPolicyArgs:
         if self.checkpoint_frequency is None:
             self.checkpoint_frequency = self.eval_frequency
 
+    def check(self):
+        """Raises meow.UsageError for values of a baseline's own flags that no run can have."""
+
 
 MAY_CHANGE = {"total_timesteps", "checkpoint_frequency", "track", "wandb_project_name", "wandb_entity", "resume"}
 MAY_CHANGE |= {"capture_video", "cuda", "torch_threads"}
@@ -110,6 +113,7 @@ def check_args(args):
     if args.learning_starts >= args.total_timesteps:
         numbers = f"got {args.learning_starts} and {args.total_timesteps}"
         raise meow.UsageError(f"--learning-starts must be below --total-timesteps, {numbers}")
+    args.check()
 
 
 def train(args, make_agent):
