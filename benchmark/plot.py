@@ -230,7 +230,7 @@ def load_runs(args, key=RETURN, every=None):
     for root in args.runs:
         found = [path.parent for path in sorted(root.rglob("config.json"))]
         found = [path for path in found if (path / "evaluations.csv").exists() or (path / "returns.csv").exists()]
-        # benchmark.py renames a run that died before its first checkpoint, and starts again
+        # run.py renames a run that died before its first checkpoint, and starts again
         found = [path for path in found if not path.name.startswith("abandoned_")]
         if not found:
             raise UsageError(f"--runs {root} must contain a config.json beside an evaluations.csv or returns.csv")

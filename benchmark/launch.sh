@@ -1,0 +1,80 @@
+# Sourced by the launchers (fig*.sh), which run from the repository whatever the current directory:
+#   options, `train` (command lines of training scripts, for every seed) and `draw` (the figure from what they wrote).
+set -euo pipefail
+launcher=$(basename "$0")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage="usage: benchmark/$launcher [--seeds N] [--workers N] [--quick | --smoke | --steps N] [--env-id ID] [--dry-run]
+           [-- OPTIONS OF benchmark/run.py]
+  --seeds N    seeds of every system (the paper: 5)             default 5; with --quick 2, with --smoke 1
+  --workers N  runs at a time, one thread each                  default 1
+  --quick      the same pipeline in minutes: its curves say nothing about the algorithms
+  --smoke      the same pipeline in seconds, for tests: the first environment only
+  --steps N    runs of N steps instead of the paper's length, evaluated as often as the paper's
+  --env-id ID  this environment or task only
+  --dry-run    print what would run
+  --           e.g. -- --ray auto, or -- --slurm-template-path benchmark/slurm_template.sh"
+seeds="" workers=1 scale=paper steps="" only="" runner=()
+while (($#)); do
+  case $1 in
+    --seeds | --workers | --steps)
+      [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || { echo "$1 must be an integer of at least 1, got ${2:-nothing}" >&2; exit 2; }
+      declare "${1#--}=$2"; shift ;;
+    --quick | --smoke) scale=${1#--} ;;
+    --env-id) only=${2:-}; shift ;;
+    --dry-run) runner+=(--dry-run) ;;
+    --) shift; runner+=("$@"); break ;;
+    *) [[ $1 == --help ]] && { echo "$usage"; exit 0; }
+       echo "$1 is not an option of $launcher; $usage" >&2; exit 2 ;;
+  esac
+  shift
+done
+[[ -z $steps || $scale == paper ]] || { echo "--steps and --$scale must not be given together" >&2; exit 2; }
+
+# What a scale appends to the command lines: the last of two equal flags counts.
+mujoco_flags="" parallel_flags=""
+case $scale in
+  paper) : "${seeds:=5}"
+    if [[ $steps ]]; then
+      scale=$steps mujoco_flags="--total-timesteps $steps" parallel_flags="--total-vector-steps $steps"
+    fi ;;
+  quick) : "${seeds:=2}"
+    mujoco_flags="--total-timesteps 3000 --learning-starts 1000 --eval-frequency 1000 --eval-episodes 2"
+    parallel_flags="--num-envs 16 --batch-size 64 --total-vector-steps 2000 --log-frequency 200" ;;
+  smoke) : "${seeds:=1}"
+    mujoco_flags="--total-timesteps 320 --learning-starts 190 --eval-frequency 160 --eval-episodes 1"
+    parallel_flags="--num-envs 16 --batch-size 16 --total-vector-steps 300 --random-steps 240 --learning-starts 250"
+    parallel_flags+=" --log-frequency 100" ;;
+esac
+output=runs/benchmark/$scale  # one folder for all launchers: figures share their runs
+
+# train FLAGS COMMAND...: runs the command lines, with the flags of the scale appended, for every seed; skips what is
+# finished.
+train() {
+  local flags=$1 lines=()
+  shift
+  if [[ $scale == smoke ]]; then
+    only=$(grep -oP -m1 -e '--(env-id|task) (\w+\.\w+:)?\K\S+' <<<"$1")
+  fi
+  for line in "$@"; do
+    [[ $only && ! $line\  =~ [\ :]$only\  ]] && continue
+    lines+=("$line $flags")
+    [[ $line == *"--algo ppo"* ]] && lines[-1]=$(sed 's/--learning-starts [0-9]*//' <<<"${lines[-1]}") # it has none
+  done
+  ((${#lines[@]})) || { echo "--env-id must be an environment or task of $launcher, got $only" >&2; exit 2; }
+  python benchmark/run.py --num-seeds "$seeds" --workers "$workers" --output "$output" --command "${lines[@]}" \
+    "${runner[@]}"
+  case " ${runner[*]} " in
+    *" --dry-run "*) exit 0 ;;
+    *" --slurm-"*) echo "when the array has ended, the same line without Slurm's options draws the figure"; exit 0 ;;
+  esac
+}
+
+# draw NAME OPTIONS...: the figure of the runs that the options of benchmark/plot.py choose.
+draw() {
+  local name=$1
+  shift
+  mkdir -p "$output/figures"
+  python benchmark/plot.py --runs "$output" --output "$output/figures/$name" "$@" ${only:+--env-ids "$only"}
+  echo "figure: $output/figures/$name.png"
+}

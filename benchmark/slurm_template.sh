@@ -1,0 +1,24 @@
+#!/bin/bash
+# A Slurm job array of run.py, which fills in the double braces. Add what your cluster asks for: --partition,
+# --account, --time, --gpus=1 ... Any --time will do: a job goes on from its checkpoint as often as needed.
+#SBATCH --job-name=meow
+#SBATCH --array={{array}}
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task={{threads}}
+#SBATCH --chdir="{{cwd}}"
+#SBATCH --output="{{output}}/slurm_%a.out"
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@60
+
+# A minute before the time limit Slurm sends SIGUSR1 to this script alone: the training is told to write a checkpoint,
+# run.py ends with 143 (128 + SIGTERM), and this task of the array is queued again.
+trap 'kill -TERM $!' USR1
+{{command}} --only-job "$SLURM_ARRAY_TASK_ID" &
+wait $! # ends at the signal too, the second does not
+wait $!
+code=$?
+if [ $code -eq 143 ]; then
+    scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+fi
+exit $code
