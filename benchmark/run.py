@@ -113,7 +113,8 @@ def git_commit():
         return "unknown"
     git = ["git", "-C", str(REPOSITORY)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changes = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True).stdout
+    status = [*git, "status", "--porcelain", "--untracked-files=no"]
+    changes = subprocess.run(status, capture_output=True, text=True).stdout
     return (commit or "unknown") + (" with uncommitted changes" if changes else "")
 
 
