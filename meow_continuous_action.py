@@ -1270,6 +1270,7 @@ def train(args):
 
         def say(text):
             progress.write(text, file=sys.stdout)
+            sys.stdout.flush()  # a log file shows it now too
 
         def evaluate_and_log(step):
             nonlocal best_return

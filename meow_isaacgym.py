@@ -1084,6 +1084,7 @@ def train(args):
 
         def say(text):
             progress.write(text, file=sys.stdout)
+            sys.stdout.flush()  # a log file shows it now too
 
         def check_finite(step):
             if not bool(finite):

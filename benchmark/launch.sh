@@ -39,7 +39,7 @@ case $scale in
       scale=$steps mujoco_flags="--total-timesteps $steps" parallel_flags="--total-vector-steps $steps"
     fi ;;
   quick) : "${seeds:=2}"
-    mujoco_flags="--total-timesteps 3000 --learning-starts 1000 --eval-frequency 1000 --eval-episodes 2"
+    mujoco_flags="--total-timesteps 1500 --learning-starts 500 --eval-frequency 500 --eval-episodes 2"
     parallel_flags="--num-envs 16 --batch-size 64 --total-vector-steps 2000 --log-frequency 200" ;;
   smoke) : "${seeds:=1}"
     mujoco_flags="--total-timesteps 320 --learning-starts 190 --eval-frequency 160 --eval-episodes 1"

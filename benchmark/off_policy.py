@@ -174,6 +174,7 @@ def train(args, make_agent):
 
         def say(text):
             progress.write(text, file=sys.stdout)
+            sys.stdout.flush()  # a log file shows it now too
 
         def evaluate_and_log(step):
             returns = meow.evaluate(agent, eval_envs, args.eval_deterministic)

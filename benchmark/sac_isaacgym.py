@@ -259,6 +259,7 @@ def train(args):
 
         def say(text):
             progress.write(text, file=sys.stdout)
+            sys.stdout.flush()  # a log file shows it now too
 
         def log(step):
             """One line of returns.csv; raises FloatingPointError if a loss is not finite."""

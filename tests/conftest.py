@@ -1,10 +1,13 @@
 """Small environments whose transitions can be counted, registered for every test."""
 
+import os
+
 import gymnasium as gym
 import numpy as np
 import torch
 
-torch.set_num_threads(1)  # the networks are small: more threads only get in each other's way
+os.environ["OMP_NUM_THREADS"] = "1"  # of scripts that tests start: more threads only get in each other's way
+torch.set_num_threads(1)
 
 
 class CountingEnv(gym.Env):

@@ -296,6 +296,9 @@ def test_a_stop_signal_writes_a_checkpoint_and_says_how_to_go_on(number, tmp_pat
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # not ignored, as in the background
     )
     while not list(cut.glob("runs/*/checkpoints/step_*200_*.pt")):
         assert child.poll() is None

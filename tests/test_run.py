@@ -304,7 +304,7 @@ def test_a_killed_benchmark_takes_its_scripts_along_and_the_next_waits_for_them(
     assert curve("A-v0/fake/seed_1") == fake_curve(1, 12)
     record = job_json("A-v0/fake/seed_1")
     assert record["attempts"] == 2
-    assert record["seconds"] > 12 * 0.2  # the killed attempt's too: this one's alone are fewer
+    assert record["seconds"] > 12 * 0.2 - 0.1  # the killed attempt's too: this one's alone are fewer
 
 
 def test_a_killed_training_run_resumes_to_the_same_curve():
