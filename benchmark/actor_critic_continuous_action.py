@@ -26,6 +26,7 @@ meow_continuous_action.py (a test compares them).
 # ruff: noqa: B905 (the repeated classes run on Python 3.8 too, which has no zip(strict=))
 
 import copy
+import functools
 import math
 import sys
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from typing import Literal
 
 import torch
 import torch.nn as nn
-from off_policy import Agent, OffPolicyArgs, main, meow
+from off_policy import Agent, OffPolicyArgs, main, meow, train
 
 
 @dataclass
@@ -462,4 +463,4 @@ def make_agent(args, obs_dim, act_dim):
 
 
 if __name__ == "__main__":
-    sys.exit(main(Args, make_agent))
+    sys.exit(main(Args, functools.partial(train, make_agent=make_agent)))

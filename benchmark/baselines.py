@@ -23,7 +23,6 @@ import inspect
 import math
 import sys
 import time
-import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -32,8 +31,7 @@ import numpy as np
 import stable_baselines3
 import torch
 import torch.nn as nn
-import tyro
-from off_policy import MAY_CHANGE, OffPolicyArgs, check_args, meow
+from off_policy import OffPolicyArgs, check_args, main, meow
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
@@ -362,23 +360,5 @@ def train(args):
     return model, str(run_dir), [(step, returns) for step, _, returns in evaluations]
 
 
-def main():
-    """The command line. Returns the exit code: 0, 2 for bad input, 1 where a run had to stop."""
-    warnings.filterwarnings("ignore", module="gymnasium")  # that v4 is not v5 is the point here
-    args = tyro.cli(Args)
-    try:
-        if args.resume is not None:
-            stored = meow.Checkpoints(Path(args.resume) / "checkpoints").load()["args"]
-            if stored.keys() != {field.name for field in fields(Args)}:
-                raise meow.UsageError(f"--resume must name a run of this script, {args.resume} is of another")
-            args = tyro.cli(Args, default=Args(**stored | {"resume": args.resume}))
-            meow.check_unchanged(args, stored, "--resume", MAY_CHANGE)
-        train(args)
-    except (meow.UsageError, FloatingPointError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2 if isinstance(error, meow.UsageError) else 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Args, train))

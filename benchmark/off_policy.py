@@ -241,8 +241,11 @@ def train(args, make_agent):
     return agent, str(run_dir), [(step, returns) for step, _, returns in evaluations]
 
 
-def main(args_class, make_agent):
-    """The command line of a baseline. Returns the exit code: 0, 2 for bad input, 1 where a run had to stop."""
+def main(args_class, train):
+    """The command line of a baseline: train(args) on its flags, or on those of the run to resume.
+
+    Returns the exit code: 0, 2 for bad input, 1 where a run had to stop.
+    """
     warnings.filterwarnings("ignore", module="gymnasium")  # that v4 is not v5 is the point here
     args = tyro.cli(args_class)
     try:
@@ -252,7 +255,7 @@ def main(args_class, make_agent):
                 raise meow.UsageError(f"--resume must name a run of this script, {args.resume} is of another")
             args = tyro.cli(args_class, default=args_class(**stored | {"resume": args.resume}))
             meow.check_unchanged(args, stored, "--resume", MAY_CHANGE)
-        train(args, make_agent)
+        train(args)
     except (meow.UsageError, FloatingPointError, OSError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, meow.UsageError) else 1

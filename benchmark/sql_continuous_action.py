@@ -28,6 +28,7 @@ Logs, checkpoints and resume are off_policy.py's.
 """
 
 import copy
+import functools
 import math
 import sys
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from off_policy import Agent, OffPolicyArgs, main, meow
+from off_policy import Agent, OffPolicyArgs, main, meow, train
 
 # alpha = 1 / the reward scale of the authors' launcher, examples/mujoco_all_sql.py, there for v2 and rllab's Humanoid;
 # their later code (rail-berkeley/softlearning) has the same scales for gym's five. Other environments: 1/30, that of
@@ -219,4 +220,4 @@ def make_agent(args, obs_dim, act_dim):
 
 
 if __name__ == "__main__":
-    sys.exit(main(Args, make_agent))
+    sys.exit(main(Args, functools.partial(train, make_agent=make_agent)))

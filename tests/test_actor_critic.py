@@ -3,6 +3,7 @@
 import ast
 import copy
 import csv
+import functools
 import json
 import math
 import sys
@@ -366,7 +367,7 @@ BAD_FLAGS = [
 @pytest.mark.parametrize("flags, flag, allowed", BAD_FLAGS)
 def test_bad_values_are_refused_in_one_sentence_before_any_work(flags, flag, allowed, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *flags])
-    assert off_policy.main(Args, make_agent) == 2
+    assert off_policy.main(Args, functools.partial(off_policy.train, make_agent=make_agent)) == 2
     error = capsys.readouterr().err
     assert flag in error and allowed in error and error.count("\n") == 1
     assert not Path("runs").exists()

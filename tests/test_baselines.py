@@ -189,7 +189,7 @@ def test_a_run_leaves_its_evaluations_settings_versions_and_scalars(algo, tmp_pa
         assert result.returncode == 0, result.stderr
     else:
         monkeypatch.setattr(sys, "argv", ["baselines.py", *flags])
-        assert baselines.main() == 0
+        assert baselines.main(Args, train) == 0
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert run_dir.name.startswith(f"Pendulum-v1__{algo}__1__")
     rows = read_csv(run_dir)
@@ -233,7 +233,7 @@ def test_bad_input_is_refused_before_any_work(flags, words, tmp_path, monkeypatc
 def assert_main_refuses(flags, words, monkeypatch, capsys):
     """main() returns 2, and what it says on stderr has the words."""
     monkeypatch.setattr(sys, "argv", ["baselines.py", *flags])
-    assert baselines.main() == 2
+    assert baselines.main(Args, train) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert all(word in said for word in words), said
 
@@ -251,7 +251,7 @@ def test_a_resumed_run_keeps_its_settings(monkeypatch, capsys):
         assert_main_refuses(["--resume", run_dir, flag, value], [flag], monkeypatch, capsys)
     assert Path(run_dir, "config.json").read_text() == before
     monkeypatch.setattr(sys, "argv", ["baselines.py", "--resume", run_dir, *flags, "--total-timesteps", "40"])
-    assert baselines.main() == 0
+    assert baselines.main(Args, train) == 0
     assert [int(row["step"]) for row in read_csv(run_dir)] == [0, 40]
 
 
