@@ -326,7 +326,7 @@ def test_dropout_is_in_the_q_of_the_critics_loss_only(monkeypatch):
 # Settings
 
 
-def test_settings_are_saks_for_the_energy_critic_and_meows_for_the_flow_critic():
+def test_settings_are_sacs_for_the_energy_critic_and_meows_for_the_flow_critic():
     energy, flow = Args(env_id="Ant-v4"), Args(env_id="Ant-v4", critic="flow")
     assert (energy.critic_learning_rate, energy.max_grad_norm, energy.tau, energy.alpha) == (3e-4, None, 0.005, None)
     assert (flow.critic_learning_rate, flow.max_grad_norm, flow.tau, flow.alpha) == (1e-3, 30.0, 0.0001, 0.05)
@@ -336,7 +336,13 @@ def test_settings_are_saks_for_the_energy_critic_and_meows_for_the_flow_critic()
     halfcheetah = Args(env_id="HalfCheetah-v5", actor="flow")
     assert (halfcheetah.sigma_min, halfcheetah.sigma_max, halfcheetah.tau) == (-5.0, 2.0, 0.005)
     assert Args(env_id="Pendulum-v1", critic="flow").alpha == 0.25
-    assert Args(critic="flow", tau=0.5, alpha=1.0, max_grad_norm=2.0).tau == 0.5
+    given = Args(critic="flow", tau=0.5, alpha=1.0, max_grad_norm=2.0)
+    assert (given.tau, given.alpha, given.max_grad_norm) == (0.5, 1.0, 2.0)
+    assert [Args().exp_name, Args(critic="flow", lrs=True).exp_name, Args(exp_name="x").exp_name] == [
+        "ecga",
+        "fcga_lrs",
+        "x",
+    ]
 
 
 def test_an_agent_gets_its_settings(capsys):
