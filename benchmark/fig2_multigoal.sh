@@ -8,6 +8,7 @@
 # Hardware: one CPU core. Length: 4,000 steps and the figure, about 2 minutes each; the figure is that of seed 1.
 source "$(dirname "$0")/launch.sh"
 
+[[ -z $steps ]] || { echo "--steps is not an option of $launcher: the paper's are 4000" >&2; exit 2; }
 [[ $scale == smoke ]] || mujoco_flags="" # the paper's length is quick enough
 train "$mujoco_flags" \
   "python meow_continuous_action.py --exp-name meow --env-id benchmark.multigoal:MultiGoal-v0 --total-timesteps 4000 --learning-starts 1000 --gamma 0.9 --tau 0.0005 --alpha 2.5 --sigma-min -2 --sigma-max 1 --eval-frequency 1000"
@@ -17,3 +18,4 @@ size=()
 [[ $scale == smoke ]] && size=(--trajectories 3 --max-samples 100 --repeats 10)
 python benchmark/fig2_multigoal.py --run "$(ls -d "$output"/MultiGoal-v0/meow/seed_1/runs/*)" --output "$figure" "${size[@]}"
 echo "figure: $figure/fig2a.png and fig2b.png"
+exit $failed

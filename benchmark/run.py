@@ -56,7 +56,7 @@ class Args:
     workers: int = 1
     """jobs that run at a time, here or as a Slurm array (Ray runs as many as it has CPUs and GPUs for)"""
     threads_per_worker: int = 1
-    """CPU threads of a job; 1 for meow_continuous_action.py, which is fastest so"""
+    """CPU threads of a job: 1 is fastest for our scripts; more need --torch-threads in the command too"""
     output: str = "runs/benchmark"
     """folder of the jobs' folders"""
     dry_run: bool = False

@@ -10,7 +10,6 @@ checkpoints are meow_isaacgym.py's own, so that both systems of the figure are m
 
 import contextlib
 import math
-import os
 import random
 import sys
 import time
@@ -133,20 +132,21 @@ def mlp(in_dim, out_dim):
 
 
 class Actor(nn.Module):
-    """a = tanh(u), u ~ N(tanh(f(s)), exp(log_std)^2), with a log_std (A,) in [-5, 2] that does not see the state."""
+    """a = clip(u, -1, 1), u ~ N(tanh(f(s)), exp(log_std)^2), with one log_std (A,) in [-5, 2] for all states.
+
+    The paper's SAC of these tasks has this mean and log_std; that it clips instead of squashing is our reading of it.
+    """
 
     def __init__(self, obs_dim, act_dim):
         super().__init__()
         self.mean, self.log_std = mlp(obs_dim, act_dim), nn.Parameter(torch.zeros(act_dim))
 
     def forward(self, obs):
-        """(B, S) -> a sample (B, A) in [-1,1] and its log-density (B, 1)."""
+        """(B, S) -> a sample (B, A) in [-1,1] and the log-density of u (B, 1)."""
         mean, log_std = torch.tanh(self.mean(obs)), self.log_std.clamp(-5.0, 2.0)
         z = torch.randn_like(mean)
-        u = mean + log_std.exp() * z
-        log_normal = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
-        log_det = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))  # log(1 - tanh(u)^2)
-        return torch.tanh(u), (log_normal - log_det).sum(dim=1, keepdim=True)
+        log_prob = (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=1, keepdim=True)
+        return (mean + log_std.exp() * z).clamp(-1.0, 1.0), log_prob
 
 
 class SAC(nn.Module):
@@ -315,8 +315,7 @@ def train(args):
                 written = checkpoint(steps_done)
             if stop.number and not ends:
                 how = "go on" if written else "go on from the newest checkpoint, if there is one,"
-                script = os.path.basename(__file__)
-                say(f"stopped at vector step {steps_done:,}; {how} with: python {script} --resume {run_dir}")
+                say(f"stopped at vector step {steps_done:,}; {how} with: python {sys.argv[0]} --resume {run_dir}")
                 sys.exit(128 + stop.number)
         say(f"finished: {run_dir}")
     return str(run_dir)

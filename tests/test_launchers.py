@@ -75,8 +75,12 @@ def test_what_is_finished_is_skipped(smoke_repository):
     [
         (["--seeds", "0"], "--seeds must be an integer of at least 1, got 0"),
         (["--workers"], "--workers must be an integer of at least 1, got nothing"),
-        (["--quick", "--steps", "5"], "--steps and --quick must not be given together"),
+        (["--quick", "--steps", "50000"], "--steps and --quick must not be given together"),
         (["--env-id", "Nothing-v4"], "--env-id must be an environment or task of fig6_ablation.sh, got Nothing-v4"),
+        (["--env-id"], "--env-id must be followed by an environment or task"),
+        (["--env-id", "0.25"], "--env-id must be an environment or task of fig6_ablation.sh, got 0.25"),
+        (["--steps", "100"], "--steps must be above 10000, got 100"),
+        (["--smoke", "--", "--output", "x"], "--output and --only-job are set by fig6_ablation.sh itself"),
         (["--fast"], "--fast is not an option of fig6_ablation.sh"),
     ],
 )
