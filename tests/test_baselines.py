@@ -437,7 +437,7 @@ def test_a_poisoned_number_stops_the_run(algo, kind):
 def test_a_run_that_diverges_stops():
     with pytest.raises(FloatingPointError, match="_loss is not finite at step 5"):
         train(small_args("sac", learning_rate=1e30))
-    with pytest.raises(FloatingPointError, match="(the policy is no Gaussian|value_loss is not finite) at step 31"):
+    with pytest.raises(FloatingPointError, match="at step 31"):
         train(small_args("ppo", learning_rate=1e30))
 
 
