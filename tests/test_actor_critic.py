@@ -370,7 +370,8 @@ BAD_FLAGS = [
 @pytest.mark.parametrize("flags, flag, allowed", BAD_FLAGS)
 def test_bad_values_are_refused_in_one_sentence_before_any_work(flags, flag, allowed, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *flags])
-    assert off_policy.main(Args, functools.partial(off_policy.train, make_agent=make_agent)) == 2
+    train = functools.partial(off_policy.train, make_agent=lambda *_: pytest.fail("it began to work"))
+    assert off_policy.main(Args, train) == 2
     error = capsys.readouterr().err
     assert flag in error and allowed in error and error.count("\n") == 1
     assert not Path("runs").exists()
