@@ -250,6 +250,7 @@ def train(args):
         stack.callback(stop.restore)
         torch.set_num_threads(args.torch_threads)
         meow.keep_freed_memory()
+        meow.use_onednn(device)
 
         env = DummyVecEnv([meow.make_env(args.env_id, args.seed, 0, args.capture_video, run_dir.resolve().name)])
         eval_envs = [meow.make_env(args.env_id, i, i, False, "")() for i in range(args.eval_episodes)]

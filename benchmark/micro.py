@@ -50,8 +50,9 @@ def main(args):
     """Prints the times and the profiler's table."""
     torch.set_num_threads(args.threads)
     meow.keep_freed_memory()
-    torch._inductor.config.cpp.enable_kernel_profile = True  # names the compiled kernels
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    meow.use_onednn(device)
+    torch._inductor.config.cpp.enable_kernel_profile = True  # names the compiled kernels
     settings = meow.Args(batch_size=args.batch_size)
     policy, target = (meow.FlowPolicy(args.obs_dim, args.act_dim, 0.25).to(device) for _ in range(2))
     target.requires_grad_(False)

@@ -143,6 +143,7 @@ def train(args, make_agent):
         torch.manual_seed(args.seed)
         torch.set_num_threads(args.torch_threads)
         meow.keep_freed_memory()
+        meow.use_onednn(device)
         envs, obs = meow.make_envs(args, run_dir.resolve().name, args.capture_video)
         eval_envs = [meow.make_env(args.env_id, i, i, False, "")() for i in range(args.eval_episodes)]
         for env in (envs, *eval_envs):

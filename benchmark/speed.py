@@ -152,7 +152,7 @@ def take_turns(groups, args):
 
 
 def matrix_products(policy, batch_size):
-    """The shapes (rows, inner, columns) of all matrix products of one update."""
+    """The shapes (rows, inner, columns) of all matrix products of one update (`meow.Linear` sums narrow ones up)."""
     shapes = []
     couplings = list(policy.couplings)
     for layer in couplings:
@@ -165,7 +165,9 @@ def matrix_products(policy, batch_size):
 
 def products_of(net, batch_size, forwards, input_gradient):
     shapes = []
-    for i, layer in enumerate(module for module in net if isinstance(module, torch.nn.Linear)):
+    for i, layer in enumerate(module for module in net if isinstance(module, meow.Linear)):
+        if layer.out_features <= meow.Linear.NARROW:
+            continue
         shapes += forwards * [(batch_size, layer.in_features, layer.out_features)]
         shapes += [(layer.in_features, batch_size, layer.out_features)]  # the weight's gradient
         if i > 0 or input_gradient:

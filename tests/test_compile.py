@@ -37,7 +37,7 @@ def test_compiled_steps_equal_eager_steps(coupling, num_shifts, capsys):
     compiled = meow.compile_or_eager(args, learner[0], rb)
     assert compiled is not learn_and_act and "compiled in" in capsys.readouterr().out
     assert torch.equal(policy.vector, before) and torch.equal(torch.get_rng_state(), random_state)
-    assert learner[1].steps == 0
+    assert torch.equal(learner[1].beta_powers, torch.ones(2, dtype=torch.float64))
     for step in range(5):
         data, obs, z = rb.sample(256), torch.randn(1, 11), torch.randn(1, 3)
         dropout = policy.dropout_masks(256) if step else torch.ones_like(policy.dropout_masks(256))
@@ -89,3 +89,23 @@ def test_short_runs_and_no_compile_do_not_compile(flags):
     result = run_script(*flags)
     assert result.returncode == 0, result.stderr
     assert "compil" not in result.stdout and "step 130: eval return" in result.stdout
+
+
+def test_matrix_products_are_those_of_float32_whatever_onednn_takes(monkeypatch):
+    product, cpu = torch.Tensor.__matmul__, torch.device("cpu")
+    try:
+        meow.use_onednn(cpu)
+        x = torch.randn(256, 256)
+        assert (x @ x - x.double() @ x.double()).abs().max() < 1e-3
+
+        def on_amx(a, b):
+            return product(a.bfloat16(), b.bfloat16()).float() if a.dtype == torch.float32 else product(a, b)
+
+        monkeypatch.setattr(torch.Tensor, "__matmul__", on_amx)
+        meow.use_onednn(cpu)
+        assert torch.get_float32_matmul_precision() == "highest"
+        torch.set_float32_matmul_precision("high")
+        meow.use_onednn(torch.device("cuda"))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
