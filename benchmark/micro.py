@@ -60,10 +60,12 @@ def main(args):
     rb.rows.uniform_(-0.9, 0.9)
     rb.filled.fill_(len(rb.rows))
     soft_q_loss, optimizer = meow.SoftQLoss(policy, target), meow.Adam(policy.vector, settings.learning_rate)
-    step = meow.compile_or_eager(settings, soft_q_loss, rb) if args.compile else meow.learn_and_act
     rates = settings.gamma, settings.tau, settings.max_grad_norm
     data, dropout = rb.sample(args.batch_size, device), policy.dropout_masks(args.batch_size)
     obs, z = data.obs[:1].clone(), torch.randn(1, args.act_dim, device=device)
+    step = meow.learn_and_act
+    if args.compile:
+        step = meow.compile_or_eager(settings, step, soft_q_loss, data, obs, z)
 
     def act():
         with torch.no_grad():

@@ -203,9 +203,8 @@ def breakdown(args):
 
         return wrapper
 
-    def timed_compile(*arguments, compile_or_eager=meow.compile_or_eager, learn_and_act=meow.learn_and_act):
-        meow.learn_and_act = learn_and_act  # a clock cannot be compiled
-        return timed("update and action", compile_or_eager(*arguments))
+    def timed_compile(run, _, *inputs, compile_or_eager=meow.compile_or_eager, step=meow.learn_and_act):
+        return timed("update and action", compile_or_eager(run, step, *inputs))  # a clock cannot be compiled
 
     replaced = {
         (meow.SyncVectorEnv, "step"): "environment",

@@ -60,8 +60,8 @@ def measure(args, num_envs):
 
     settings = {"make": args.make, "task": args.task, "num_envs": num_envs, "torch_threads": args.threads}
     settings.update(random_steps=10, learning_starts=20, total_vector_steps=20 + 2 * args.steps, save_model=False)
-    settings.update(buffer_steps=1_000, log_frequency=10**9, checkpoint_frequency=10**9)
-    make_env = meow.make_env
+    settings.update(buffer_steps=1_000, log_frequency=10**9, checkpoint_frequency=10**9, compile_min_vector_steps=0)
+    make_env, compile_or_eager, update = meow.make_env, meow.compile_or_eager, meow.update
 
     def make_timed_env(*arguments):
         env = make_env(*arguments)
@@ -74,7 +74,8 @@ def measure(args, num_envs):
         meow.CudaGraph.__call__ = timed("update and action", meow.CudaGraph.__call__)
     else:
         meow.VectorReplayBuffer.sample = timed("buffer, sampling", meow.VectorReplayBuffer.sample)
-        meow.update = timed("update", meow.update)
+        meow.update = timed("update", update)
+        meow.compile_or_eager = lambda run, _, *inputs: timed("update", compile_or_eager(run, update, *inputs))
         meow.Agent.act = timed("action", meow.Agent.act)
     bar, marks = meow.tqdm.update, []
 

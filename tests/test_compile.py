@@ -33,8 +33,9 @@ def test_compiled_steps_equal_eager_steps(coupling, num_shifts, capsys):
     rb.filled.fill_(1000)
     nets = policy, target
     learner, twin = [(SoftQLoss(*pair), Adam(pair[0].vector, 1e-3)) for pair in (nets, copy.deepcopy(nets))]
+    data = rb.sample(256)
     before, random_state = policy.vector.clone(), torch.get_rng_state()
-    compiled = meow.compile_or_eager(args, learner[0], rb)
+    compiled = meow.compile_or_eager(args, learn_and_act, learner[0], data, torch.zeros(1, 11), torch.zeros(1, 3))
     assert compiled is not learn_and_act and "compiled in" in capsys.readouterr().out
     assert torch.equal(policy.vector, before) and torch.equal(torch.get_rng_state(), random_state)
     assert torch.equal(learner[1].beta_powers, torch.ones(2, dtype=torch.float64))

@@ -39,7 +39,11 @@ def filled_buffer(device):
 def test_steps_on_the_gpu_equal_those_on_the_cpu(compiled):
     nets, rb = policy_and_target(), filled_buffer("cpu")
     cpu, gpu = learner(nets, "cpu"), learner(nets, "cuda")
-    step = meow.compile_or_eager(Args(), gpu[0], rb) if compiled else learn_and_act
+    step = learn_and_act
+    if compiled:
+        data = meow.Transitions(*rb_columns(rb.sample(256), rb))
+        inputs = torch.zeros(1, 11, device="cuda"), torch.zeros(1, 3, device="cuda")
+        step = meow.compile_or_eager(Args(), learn_and_act, gpu[0], data, *inputs)
     assert not compiled or step is not learn_and_act
     for _ in range(5):
         inputs = rb.sample(256), nets[0].dropout_masks(256), torch.randn(1, 11), torch.randn(1, 3)
