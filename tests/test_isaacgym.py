@@ -270,6 +270,24 @@ def test_it_learns_a_task_with_a_known_optimum():
     assert meow_isaacgym.play(play).mean() > -1.0  # a random policy's is -13.3
 
 
+def test_a_compiled_run_is_the_eager_run_to_rounding(capsys):
+    settings = {"make": "test_isaacgym:make_copying", "task": "Copying", "num_envs": 8, "batch_size": 16, "alpha": 0.1}
+    settings |= {"total_vector_steps": 30, "random_steps": 5, "learning_starts": 20}
+    runs = [train(Args(**settings, compile_min_vector_steps=n)) for n in (0, 31)]
+    assert capsys.readouterr().out.count("compiled in") == 1
+    compiled, eager = (run.agent.policy.vector for run in runs)
+    torch.testing.assert_close(compiled, eager, atol=1e-3, rtol=0)  # Adam moves each by 1e-3 a step
+    assert 0 < (compiled - eager).abs().mean() < 1e-5
+
+
+def test_without_what_compiling_needs_a_run_says_so_and_is_eager(monkeypatch, capsys):
+    """As with the older PyTorch of Isaac Gym's Python."""
+    monkeypatch.delattr(torch.compiler, "skip_all_guards_unsafe")
+    settings = {"make": "test_isaacgym:make_copying", "task": "Copying", "num_envs": 8, "batch_size": 16, "alpha": 0.1}
+    train(Args(**settings, total_vector_steps=30, random_steps=5, learning_starts=20, compile_min_vector_steps=0))
+    assert "--compile: running eager, for compiling failed" in capsys.readouterr().out
+
+
 def leftovers(run_dir):
     with open(run_dir / "returns.csv") as file:
         rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
