@@ -71,6 +71,8 @@ class Inputs:
     """environments or tasks to take, in this order (none: all)"""
     systems: tuple[str, ...] = ()
     """systems to take, in this order (none: all)"""
+    max_steps: int | None = None
+    """leave out what came after this step, so that a longer run stands beside shorter ones as one of their length"""
 
 
 @dataclass(kw_only=True)
@@ -219,6 +221,12 @@ def with_means(run, points, every):
     return replace(run, steps=steps, returns=means, seconds=steps * np.nan, averaged=f"means over {every:,} steps")
 
 
+def up_to(run, max_steps):
+    """The run without its points after a step."""
+    kept = run.steps <= max_steps
+    return replace(run, steps=run.steps[kept], seconds=run.seconds[kept], returns=run.returns[kept])
+
+
 def load_runs(args, key=RETURN, every=None):
     """The list of Runs that args (Inputs) names, with the values of `key`, by environment, system and seed.
 
@@ -226,6 +234,8 @@ def load_runs(args, key=RETURN, every=None):
     """
     if not args.runs and not args.wandb_csv:
         raise UsageError("--runs or --wandb-csv must be given")
+    if args.max_steps is not None and args.max_steps < 1:
+        raise UsageError(f"--max-steps must be an integer of at least 1, got {args.max_steps}")
     runs, folders = [], {}
     for root in args.runs:
         found = [path.parent for path in sorted(root.rglob("config.json"))]
@@ -251,6 +261,8 @@ def load_runs(args, key=RETURN, every=None):
                 raise UsageError(f"{flag} must be among those of the runs ({', '.join(groups)}), got {name}")
         runs = [run for name in names or groups for run in groups[name]]
     check_comparable(runs)
+    if args.max_steps is not None:
+        runs = [up_to(run, args.max_steps) for run in runs]
     for run in runs:
         if not len(run.steps):
             print(f"left out, no point of {key} yet: {run.path}", file=sys.stderr)

@@ -230,6 +230,14 @@ def test_inference_may_differ_between_systems_and_the_legend_says_so(tmp_path, m
     assert labels == 2 * ["meow (1 seed)", "meow_stochastic (2 seeds, stochastic)"]  # over steps, over hours
 
 
+def test_max_steps_leaves_out_what_came_later(tmp_path):
+    write_run(tmp_path / "long_seed_1", [1, 2, 3, 4])
+    write_run(tmp_path / "short_seed_1", [5, 6])
+    long, short = load(tmp_path, max_steps=10_000)
+    assert list(long.steps) == list(short.steps) == [0, 10_000]
+    assert list(long.returns) == [1, 2] and len(long.seconds) == 2
+
+
 @pytest.mark.parametrize(
     "flags, named",
     [
@@ -238,6 +246,7 @@ def test_inference_may_differ_between_systems_and_the_legend_says_so(tmp_path, m
         ({"env_ids": ("Ant-v4",)}, r"--env-ids must be among those of the runs \(Hopper-v4\), got Ant-v4"),
         ({"systems": ("meow", "sac")}, r"--systems must be among those of the runs \(meow\), got sac"),
         ({"every": 0}, "--every must be"),
+        ({"max_steps": 0}, "--max-steps must be"),
         ({"export_scalars": True}, "--export-scalars must come with a --key"),
         ({"wandb_csv": ("none.csv",)}, "none.csv must be a CSV file"),
         ({"runs": ("damaged",)}, "config.json must be"),
