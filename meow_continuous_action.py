@@ -315,6 +315,9 @@ def make_env(env_id, seed, idx, capture_video, run_name):
     def thunk():
         if capture_video and idx == 0:
             env = gym.make(env_id, render_mode="rgb_array")
+            renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+            if renderer is not None:  # gymnasium 1.4 films from where the body started; the model's camera follows it
+                renderer.camera_id = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
             env = gym.wrappers.RecordVideo(env, f"videos/{run_name}")
         else:
             env = gym.make(env_id)

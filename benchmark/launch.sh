@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage="usage: benchmark/$launcher [--seeds N] [--workers N] [--quick | --smoke | --steps N] [--env-id ID] [--dry-run]
            [-- OPTIONS OF benchmark/run.py]
-  --seeds N    seeds of every system (the paper: 5)             default 5; with --quick 2, with --smoke 1
+  --seeds N    seeds of every system (the paper: 5)             default 5; with --quick or --smoke 1
   --workers N  runs at a time, one thread each                  default 1
   --quick      the same pipeline in minutes: its curves say nothing about the algorithms
   --smoke      the same pipeline in seconds, for tests: the first environment only (or that of --env-id)
@@ -41,8 +41,8 @@ case $scale in
     if [[ $steps ]]; then
       scale=$steps mujoco_flags="--total-timesteps $steps" parallel_flags="--total-vector-steps $steps"
     fi ;;
-  quick) : "${seeds:=2}"
-    mujoco_flags="--total-timesteps 1500 --learning-starts 500 --eval-frequency 500 --eval-episodes 2"
+  quick) : "${seeds:=1}"
+    mujoco_flags="--total-timesteps 1000 --learning-starts 300 --eval-frequency 500 --eval-episodes 2"
     parallel_flags="--num-envs 16 --batch-size 64 --total-vector-steps 2000 --log-frequency 200" ;;
   smoke) : "${seeds:=1}"
     mujoco_flags="--total-timesteps 320 --learning-starts 190 --eval-frequency 160 --eval-episodes 1"

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import imageio.v3
+import mujoco
 import pytest
+
+from meow_continuous_action import make_env
 
 SCRIPT = Path(__file__).parent.parent / "meow_continuous_action.py"
 FIVE = ["Hopper", "HalfCheetah", "Walker2d", "Ant", "Humanoid"]
@@ -63,6 +66,14 @@ def test_wandb_offline_records_the_run(tmp_path):
 def is_video(path):
     frames = imageio.v3.imread(path)
     return frames.ndim == 4 and len(frames) > 1 and frames[0].std() > 1
+
+
+def test_the_filming_camera_follows_the_body(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    env = make_env("Hopper-v4", 0, 0, True, "film")()
+    model = env.unwrapped.model
+    assert model.cam(env.unwrapped.mujoco_renderer.camera_id).mode == mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM
+    env.close()
 
 
 def test_capture_video_writes_a_file_that_plays(tmp_path):

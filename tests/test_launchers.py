@@ -94,9 +94,8 @@ def test_a_dry_run_prints_the_jobs_and_makes_nothing(smoke_repository):
     result = launch("fig6_ablation.sh", "--quick", "--env-id", "Ant-v4", "--dry-run", cwd=smoke_repository)
     assert result.returncode == 0, result.stderr
     for system in ("meow_vanilla", "meow_lrs", "meow"):
-        for seed in (1, 2):
-            assert f"Ant-v4/{system}/seed_{seed}" in result.stdout
-    assert "Hopper" not in result.stdout and "seed_3" not in result.stdout
+        assert f"Ant-v4/{system}/seed_1" in result.stdout
+    assert "Hopper" not in result.stdout and "seed_2" not in result.stdout
     assert sorted(smoke_repository.glob("runs/benchmark/*")) == before
 
 

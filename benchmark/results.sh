@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Draws the figures of benchmark/results and writes its REPORT.md, from the raw files beside them and the paper's curves.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+results=benchmark/results
+
+plot() { # FOLDER/NAME OPTIONS...: without the curves over hours, for these runs were paused now and then
+  python benchmark/plot.py --output "$results/$1" "${@:2}"
+  rm "$results/$1"_hours.*
+}
+
+plot fig3_mujoco --runs $results/Hopper-v4 --systems meow
+plot Hopper-v4/fig6_ablation --runs $results/Hopper-v4 --systems meow_vanilla meow_lrs meow --max-steps 200000
+plot Hopper-v4/figA1_affine --runs $results/Hopper-v4 --systems meow meow_affine --max-steps 200000
+plot Hopper-v4/fig1_jacobian --runs $results/Hopper-v4 --systems meow_affine meow_affine_no_lrs --max-steps 200000 \
+  --key flow/log_det_nonlinear flow/log_det_linear
+plot compile/curve --runs $results/compile --systems eager compiled one_graph
+plot AntMujoco/curve --runs $results/AntMujoco
+python benchmark/report.py --runs $results/Hopper-v4 $results/AntMujoco --output $results/REPORT.md
