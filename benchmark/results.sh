@@ -6,7 +6,7 @@ results=benchmark/results
 
 plot() { # FOLDER/NAME OPTIONS...: without the curves over hours, for these runs were paused now and then
   python benchmark/plot.py --output "$results/$1" "${@:2}"
-  rm "$results/$1"_hours.*
+  rm -f "$results/$1"_hours.*
 }
 
 plot fig3_mujoco --runs $results/Hopper-v4 --systems meow
