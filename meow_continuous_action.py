@@ -792,10 +792,10 @@ def learn_and_act(soft_q_loss, optimizer, data, gamma, tau, max_grad_norm, dropo
 
 
 def compile_or_eager(args, step, soft_q_loss, data, *inputs):
-    """Returns `step`, `update` or what adds `inputs` to its arguments, compiled if there is a working compiler.
+    """Returns `step`, compiled if there is a working compiler. It takes `update`'s arguments, and `inputs` after them.
 
-    It is compiled for the run's settings and the memory layout of `data` (Transitions) and `inputs` alone.
-    SPEED: a whole step of Hopper-v4 takes 3.3 ms, eager 9.2 ms.
+    Compiled, it is for the run's settings and the memory layout of `data` (Transitions) and `inputs` alone.
+    SPEED: update and action of Hopper-v4 take 2.7 ms, eager 8.9 ms.
     """
     print("compiling the update and the action: about a minute, seconds where cached", flush=True)
     start_time = time.time()
