@@ -107,3 +107,32 @@ def smoke_repository(tmp_path_factory):
     for name in ("meow_continuous_action.py", "meow_isaacgym.py"):
         shutil.copy(ROOT / name, folder)
     return folder
+
+
+def test_results_are_drawn_and_reported_from_the_committed_files_by_one_command(tmp_path):
+    shutil.copytree(ROOT / "benchmark", tmp_path / "benchmark", ignore=shutil.ignore_patterns("__pycache__", "*.svg"))
+    shutil.copy(ROOT / "meow_continuous_action.py", tmp_path)
+    report = tmp_path / "benchmark" / "results" / "REPORT.md"
+    committed = report.read_text()
+    report.unlink()
+    result = launch("results.sh", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert report.read_text() == committed
+    figures = {path.relative_to(tmp_path).with_suffix(".png") for path in tmp_path.rglob("results/**/*.svg")}
+    assert figures and all((ROOT / figure).exists() for figure in figures)
+
+
+def test_collect_copies_what_a_report_needs_of_each_run(smoke_repository):
+    job = smoke_repository / "runs" / "benchmark" / "collected" / "Some-v4" / "meow" / "seed_3"
+    (job / "runs" / "NAME" / "checkpoints").mkdir(parents=True)
+    (job / "job.json").write_text("job")
+    for name in ("config.json", "evaluations.csv", "checkpoints/step.pt"):
+        (job / "runs" / "NAME" / name).write_text(name)
+    result = launch("collect.sh", str(job.parents[2]), cwd=smoke_repository)
+    assert result.returncode == 0, result.stderr
+    copied = smoke_repository / "benchmark" / "results" / "Some-v4" / "meow" / "seed_3"
+    assert {path.name: path.read_text() for path in copied.iterdir()} == {
+        "job.json": "job",
+        "config.json": "config.json",
+        "evaluations.csv": "evaluations.csv",
+    }
