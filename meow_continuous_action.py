@@ -223,13 +223,12 @@ def use_onednn(device):
     """Lets PyTorch take oneDNN for matrix products on the CPU, if it computes them in float32 there.
 
     SPEED: -20% of a step of Hopper-v4, -35% of Humanoid-v4's, on a Zen 5, whose AVX-512 units MKL leaves half idle.
-    "medium" also allows bfloat16, which oneDNN takes on CPUs with AMX: there, and on CUDA, all stays as it was.
+    "medium" also allows bfloat16, which oneDNN takes on CPUs with AMX, and TF32 on CUDA: there it is "highest".
     """
-    if device.type == "cpu":
-        torch.set_float32_matmul_precision("medium")
-        x = torch.linspace(-1, 1, 2**16).view(2**8, 2**8)
-        if (x @ x - x.double() @ x.double()).abs().max() > 1e-3:
-            torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("medium" if device.type == "cpu" else "highest")
+    x = torch.linspace(-1, 1, 2**16).view(2**8, 2**8)
+    if (x @ x - x.double() @ x.double()).abs().max() > 1e-3:
+        torch.set_float32_matmul_precision("highest")
 
 
 def check_args(args):
@@ -468,7 +467,7 @@ class Swish(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear, faster where it has few inputs or outputs. (B, in) -> (B, out)."""
+    """nn.Linear, compiled faster where it has few inputs or outputs (at most NARROW). (B, in) -> (B, out)."""
 
     NARROW = 8
 
@@ -750,7 +749,8 @@ class Adam:
 
     def step(self, grad):
         """Moves the vector, given the gradient (P,) at it."""
-        self.beta_powers.mul_(self.betas)  # SPEED: -3%; compiled, betas**steps is computed for each 16 numbers anew
+        # SPEED: -3%; compiled, betas**steps is computed anew for each 16 numbers. The clamp: no slow denormal numbers
+        self.beta_powers.mul_(self.betas).clamp_(min=1e-300)
         bias1, bias2 = (1 - self.beta_powers).to(grad.dtype)
         self.exp_avg.lerp_(grad, 1 - 0.9)
         self.exp_avg_sq.mul_(0.999).addcmul_(grad, grad, value=1 - 0.999)
@@ -1405,6 +1405,7 @@ def play(args):
     """
     check_args(args)
     torch.set_num_threads(args.torch_threads)
+    use_onednn(torch.device("cpu"))  # as in training: the same model plays the same episodes
     policy, about = load_policy(args.evaluate)
     check_unchanged(args, about["args"], "--evaluate", {*MAY_CHANGE, "eval_episodes"})
     check_env(replace(args, buffer_size=0))

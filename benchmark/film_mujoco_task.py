@@ -17,7 +17,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmark.simulators.mujoco import CONTROL_SECONDS, make  # noqa: E402
-from meow_isaacgym import UsageError, load_agent  # noqa: E402
+from meow_isaacgym import UsageError, load_agent, use_onednn  # noqa: E402
 
 
 @dataclass
@@ -50,6 +50,7 @@ def play(agent, env):
 def main(args):
     """Writes args.output. Raises UsageError for a model of something else."""
     torch.set_num_threads(1)
+    use_onednn(torch.device("cpu"))
     agent, about = load_agent(args.run)
     if not about["args"]["task"].endswith("Mujoco"):
         raise UsageError(

@@ -216,6 +216,7 @@ def train(args):
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.torch_threads)
     device = torch.device("cuda:0" if torch.cuda.is_available() and args.cuda else "cpu")
+    meow.use_onednn(device)
     env = meow.make_env(args, args.num_envs, device)
     obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]
     rb = meow.VectorReplayBuffer(args.buffer_steps * args.num_envs, obs_dim, act_dim, device)

@@ -99,14 +99,18 @@ def test_matrix_products_are_those_of_float32_whatever_onednn_takes(monkeypatch)
         x = torch.randn(256, 256)
         assert (x @ x - x.double() @ x.double()).abs().max() < 1e-3
 
+        monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: product(a.double(), b.double()).to(a.dtype))
+        meow.use_onednn(cpu)
+        assert torch.get_float32_matmul_precision() == "medium"
+
         def on_amx(a, b):
             return product(a.bfloat16(), b.bfloat16()).float() if a.dtype == torch.float32 else product(a, b)
 
         monkeypatch.setattr(torch.Tensor, "__matmul__", on_amx)
         meow.use_onednn(cpu)
         assert torch.get_float32_matmul_precision() == "highest"
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("medium")
         meow.use_onednn(torch.device("cuda"))
-        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision("highest")
