@@ -274,7 +274,8 @@ def test_a_compiled_run_is_the_eager_run_to_rounding(capsys):
     settings = {"make": "test_isaacgym:make_copying", "task": "Copying", "num_envs": 8, "batch_size": 16, "alpha": 0.1}
     settings |= {"total_vector_steps": 30, "random_steps": 5, "learning_starts": 20}
     runs = [train(Args(**settings, compile_min_vector_steps=n)) for n in (0, 31)]
-    assert capsys.readouterr().out.count("compiled in") == 1
+    out = capsys.readouterr().out
+    assert out.count("compiled in") == 1, out
     compiled, eager = (run.agent.policy.vector for run in runs)
     torch.testing.assert_close(compiled, eager, atol=1e-3, rtol=0)  # Adam moves each by 1e-3 a step
     assert 0 < (compiled - eager).abs().mean() < 1e-5
