@@ -92,11 +92,12 @@ def test_a_run_with_everything_on_the_gpu(tmp_path, monkeypatch):
     assert len(result.evaluations) == 5
 
 
-@pytest.mark.parametrize("paper", [False, True])
-def test_the_parallel_script_learns_as_one_graph(paper, tmp_path, monkeypatch):
+@pytest.mark.parametrize("paper, compile_from", [(False, 0), (True, 0), (False, 20_000)])
+def test_the_parallel_script_learns_as_one_graph(paper, compile_from, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = {"num_envs": 32, "batch_size": 256, "total_vector_steps": 1_500, "random_steps": 50, "tau": 0.01}
     settings |= {"learning_starts": 60, "alpha": 0.01, "log_frequency": 50, "gamma": 0.9, "normalize_samples": paper}
+    settings |= {"compile_min_vector_steps": compile_from}
     args = meow_isaacgym.Args(make="test_isaacgym:make_copying", task="Copying", **settings)
     result = meow_isaacgym.train(args)
     assert result.agent.policy.vector.is_cuda
