@@ -270,13 +270,16 @@ def test_it_learns_a_task_with_a_known_optimum():
     assert meow_isaacgym.play(play).mean() > -1.0  # a random policy's is -13.3
 
 
-def test_a_compiled_run_is_the_eager_run_to_rounding(capsys):
+@pytest.mark.parametrize("paper", [False, True])
+def test_a_compiled_run_is_the_eager_run_to_rounding(paper, capsys):
     settings = {"make": "test_isaacgym:make_copying", "task": "Copying", "num_envs": 8, "batch_size": 16, "alpha": 0.1}
     settings |= {"total_vector_steps": 30, "random_steps": 5, "learning_starts": 20}
-    runs = [train(Args(**settings, compile_min_vector_steps=n)) for n in (0, 31)]
+    settings |= {"normalize_samples": paper, "keep_spurious": paper}
+    runs = [train(Args(**settings, compile=n < 2, compile_min_vector_steps=31 * (n == 1))) for n in range(3)]
     out = capsys.readouterr().out
     assert out.count("compiled in") == 1, out
-    compiled, eager = (run.agent.policy.vector for run in runs)
+    compiled, eager, not_compiled = (run.agent.policy.vector for run in runs)
+    assert torch.equal(eager, not_compiled)
     torch.testing.assert_close(compiled, eager, atol=1e-3, rtol=0)  # Adam moves each by 1e-3 a step
     assert 0 < (compiled - eager).abs().mean() < 1e-5
 
