@@ -194,7 +194,7 @@ def describe_settings(args):
 def use_onednn(device):
     """Lets PyTorch take oneDNN for matrix products on the CPU, if it computes them in float32 there.
 
-    SPEED: -20% of a step of Hopper-v4, -35% of Humanoid-v4's, on a Zen 5, whose AVX-512 units MKL leaves half idle.
+    SPEED: -16% of a step of Hopper-v4, -32% of Humanoid-v4's, on a Zen 5, whose AVX-512 units MKL leaves half idle.
     "medium" also allows bfloat16, which oneDNN takes on CPUs with AMX, and TF32 on CUDA: there it is "highest".
     """
     torch.set_float32_matmul_precision("medium" if device.type == "cpu" else "highest")
@@ -285,7 +285,7 @@ class Linear(nn.Linear):
 
     def forward(self, x):
         if self.out_features <= self.NARROW:
-            # SPEED: -10% of a compiled step: too narrow for a matrix routine, and a sum fuses with what is around it
+            # SPEED: -8% of a compiled step: too narrow for a matrix routine, and a sum fuses with what is around it
             return (x[:, None, :] * self.weight).sum(dim=-1) + self.bias
         if self.in_features < self.out_features:
             # SPEED: through a transposed copy the weight's gradient is x^T g, not g^T x, 2-4x slower for a narrow x
