@@ -297,6 +297,8 @@ def test_a_killed_benchmark_takes_its_scripts_along_and_the_next_waits_for_them(
         process.kill()
     script = script_process("A-v0/fake/seed_1")
     assert script is not None
+    started_at = time.time() - 1000  # as if that attempt had begun so long ago
+    os.utime("out/A-v0/fake/seed_1/job.json", (started_at, started_at))
     result = benchmark(*flags)  # while that script writes its checkpoint
     assert result.returncode == 0, result.stderr
     assert not script.is_running() or script.status() == psutil.STATUS_ZOMBIE
@@ -304,7 +306,7 @@ def test_a_killed_benchmark_takes_its_scripts_along_and_the_next_waits_for_them(
     assert curve("A-v0/fake/seed_1") == fake_curve(1, 12)
     record = job_json("A-v0/fake/seed_1")
     assert record["attempts"] == 2
-    assert record["seconds"] > 12 * 0.2 - 0.1  # the killed attempt's too: this one's alone are fewer
+    assert record["seconds"] > 990  # the killed attempt's too
 
 
 def test_a_killed_training_run_resumes_to_the_same_curve():
