@@ -161,7 +161,7 @@ def test_every_command_runs_on_every_environment_and_seed(tmp_path):
     assert (record["env"], record["exp_name"], record["seed"]) == ("B-v0", "other", 5)
     assert (record["returncode"], record["attempts"], record["versions"]) == (0, 1, {"fake": "1.0"})
     assert set(record["hardware"]) == {"cpu", "cores", "gpus"} and socket.gethostname() not in str(record["hardware"])
-    assert record["started"] <= record["ended"] and 0 < record["seconds"] < 60 and record["commit"]
+    assert record["started"] <= record["ended"] and record["seconds"] > 0 and record["commit"]
 
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
     result = benchmark(*flags)
