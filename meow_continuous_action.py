@@ -546,8 +546,9 @@ class CouplingLayer(nn.Module):
 class FlowPolicy(nn.Module):
     """The conditional flow that is Q, V and the policy at once (Eq. 8; architecture: Fig. A6).
 
-    Forward (sampling): z ~ N(0, I) -> linear layer sigma(s) * z -> 2 blocks x 2 couplings -> tanh -> a in [-1,1]^A.
-    obs is (B, S), act is (B, A) in [-1,1]; Q, V and the shifts are in units of the (soft) return, log_prob in nats.
+    Forward (sampling): z ~ N(0, I) -> linear layer sigma(s) * z -> 2 blocks x 2 couplings -> u, and a = tanh(u).
+    obs is (B, S), act is a (B, A) in [-1,1]; Q, V and the shifts are in units of the (soft) return, log_prob in nats.
+    Q and log_prob are those of a, but are given u: where tanh saturates, u could not be had back from a float32 a.
     Raises ValueError if coupling is neither "additive" nor "affine" or num_shifts is not 0, 1 or 2.
     """
 
@@ -607,23 +608,27 @@ class FlowPolicy(nn.Module):
         torch.ge(bits.view(torch.int16).view(shape), dropped - 2**15, out=masks)
         return masks.div_(1 - dropped / 2**16)
 
-    def inverse(self, obs, act, dropout=None):
-        """Non-linear layers, act (B, A) -> u = sigma(s) * z (B, A), log prod_{i in S_n} |det J_i(a,s)| (B,)."""
-        act = act.clamp(-1 + 1e-5, 1 - 1e-5)
-        u = torch.atanh(act)
-        log_det = -torch.log(1 - act.square() + torch.finfo(act.dtype).eps).sum(dim=1)  # d atanh(a)/da = 1/(1-a^2)
+    @staticmethod
+    def pre_tanh(act):
+        """u with tanh(u) = act, for actions that come from elsewhere; the paper's code keeps them 1e-5 from +-1."""
+        return torch.atanh(act.clamp(-1 + 1e-5, 1 - 1e-5))
+
+    def inverse(self, obs, u, dropout=None):
+        """Non-linear layers, u (B, A) -> sigma(s) * z (B, A), log prod_{i in S_n} |det J_i(a,s)| (B,), tanh's too."""
+        # d atanh(a)/da = 1/(1-a^2), with 1 - tanh(u)^2 = 4 / (e^u + e^-u)^2, which does not round to 0
+        log_det = 2 * (u + nn.functional.softplus(-2 * u) - math.log(2)).sum(dim=1)
         for i, layer in reversed(list(enumerate(self.couplings))):
             u, layer_log_det = layer.inverse(u, obs) if dropout is None else layer.inverse(u, obs, dropout[i])
             log_det = log_det + layer_log_det
         return u, log_det
 
-    def get_q(self, obs, act, dropout=None):
-        """Q_b(s,a) = Q(s,a) + b_k(s) in one pass of the flow: (B, S), (B, A) -> (B, max(1, num_shifts)).
+    def get_q(self, obs, u, dropout=None):
+        """Q_b(s,a) = Q(s,a) + b_k(s), a = tanh(u), in one pass: (B, S), (B, A) -> (B, max(1, num_shifts)).
 
         dropout: masks of `dropout_masks(B)`, or None for no dropout.
         """
-        u, log_det = self.inverse(obs, act, dropout)
-        log_p_z = -0.5 * (u / self.log_sigma(obs).exp()).square().sum(dim=1)  # without p_z's constant
+        scaled_z, log_det = self.inverse(obs, u, dropout)
+        log_p_z = -0.5 * (scaled_z / self.log_sigma(obs).exp()).square().sum(dim=1)  # without p_z's constant
         q = self.alpha * (log_p_z + log_det)  # Eq. 8
         return q[:, None] + self.shift(obs)  # Sec. 3.2
 
@@ -633,37 +638,41 @@ class FlowPolicy(nn.Module):
         v = self.alpha * (0.5 * self.act_dim * math.log(2 * math.pi) - log_det)  # Eq. 8, with p_z's constant
         return v[:, None] + self.shift(obs)  # Sec. 3.2
 
-    def log_prob(self, obs, act):
-        """log pi(a|s) = (Q(s,a) - V(s)) / alpha, in which the shifts cancel: (B, S), (B, A) -> (B,)."""
-        u, log_det = self.inverse(obs, act)
+    def log_prob(self, obs, u):
+        """log pi(a|s) = (Q(s,a) - V(s)) / alpha, a = tanh(u), in which the shifts cancel: (B, S), (B, A) -> (B,)."""
+        scaled_z, log_det = self.inverse(obs, u)
         log_sigma = self.log_sigma(obs)
-        log_p_z = -0.5 * (u / log_sigma.exp()).square().sum(dim=1) - 0.5 * self.act_dim * math.log(2 * math.pi)
+        log_p_z = -0.5 * (scaled_z / log_sigma.exp()).square().sum(dim=1) - 0.5 * self.act_dim * math.log(2 * math.pi)
         return log_p_z + log_det - log_sigma.sum(dim=1)
 
     def forward(self, obs, z):
-        """Sampling direction of the whole flow: (B, S), (B, A) -> action (B, A) in [-1,1]."""
+        """Sampling direction: (B, S), z (B, A) -> u (B, A), the action before tanh."""
         u = self.log_sigma(obs).exp() * z
         for layer in self.couplings:
             u = layer(u, obs)
-        return torch.tanh(u)
+        return u
 
-    def act(self, obs, deterministic=False):
-        """An action a ~ pi(.|s) by one forward pass: (B, S) -> (B, A).
+    def draw(self, obs, deterministic=False):
+        """u of an action a = tanh(u) ~ pi(.|s), by one forward pass: (B, S) -> (B, A).
 
-        deterministic: the forward pass of z = 0 (Sec. 3.3). With additive couplings that is tanh of the mode of the
-        density BEFORE tanh, not quite argmax_a Q(s,a), in which tanh's log-determinant counts too.
+        deterministic: the forward pass of z = 0 (Sec. 3.3). With additive couplings that is the mode of the density of
+        u, so tanh(u) is not quite argmax_a Q(s,a), in which tanh's log-determinant counts too.
         """
         z = obs.new_zeros(len(obs), self.act_dim)
         return self(obs, z if deterministic else torch.randn_like(z))
 
+    def act(self, obs, deterministic=False):
+        """An action as the environment takes it: (B, S) -> act (B, A). See `draw`."""
+        return torch.tanh(self.draw(obs, deterministic))
+
     def sample(self, obs, deterministic=False):
         """An action and the log-density of that very action: (B, S) -> act (B, A), log_prob (B,)."""
-        act = self.act(obs, deterministic)
-        return act, self.log_prob(obs, act)
+        u = self.draw(obs, deterministic)
+        return torch.tanh(u), self.log_prob(obs, u)
 
 
 class Transitions(NamedTuple):
-    """A batch: obs, next_obs (B, S), act (B, A), reward and terminated (B, 1), all float32."""
+    """A batch: obs, next_obs (B, S), act (B, A; before tanh), reward and terminated (B, 1), all float32."""
 
     obs: torch.Tensor
     next_obs: torch.Tensor
@@ -782,13 +791,13 @@ def update(soft_q_loss, optimizer, data, gamma, tau, max_grad_norm, dropout):
 def learn_and_act(soft_q_loss, optimizer, data, gamma, tau, max_grad_norm, dropout, obs, z):
     """Algorithm 1: an `update` and the next action at obs (1, S), made from the noise z (1, A).
 
-    Returns Q (B, max(1, num_shifts)), and the action (A,), the loss and the gradient norm in one vector (A + 2,).
+    Returns Q (B, max(1, num_shifts)), and the action before tanh (A,), the loss and the gradient norm as one vector.
     """
     loss, q, grad_norm = update(soft_q_loss, optimizer, data, gamma, tau, max_grad_norm, dropout)
     with torch.no_grad():
         policy = soft_q_loss.policy
-        action = functional_call(policy, policy.views(policy.vector), (obs, z))
-        return q, torch.cat([action[0], loss[None], grad_norm[None]])
+        u = functional_call(policy, policy.views(policy.vector), (obs, z))
+        return q, torch.cat([u[0], loss[None], grad_norm[None]])
 
 
 def compile_or_eager(args, step, soft_q_loss, data, *inputs):
@@ -931,7 +940,7 @@ class Checkpoints:
     (weights_only, allow_pickle=False): a checkpoint cannot run code.
     """
 
-    FORMAT = 2
+    FORMAT = 3
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -1250,7 +1259,7 @@ def train(args):
             step = compile_or_eager(args, learn_and_act, soft_q_loss, data, *inputs)
 
         def draw_learn_and_act(obs):
-            """All of a learning step but the environment: (1, S) -> the batch, its Q, [action, loss, gradient norm]."""
+            """All of a learning step but the environment: (1, S) -> the batch, its Q, [u, loss, gradient norm]."""
             data, dropout = rb.sample(args.batch_size, device), policy.dropout_masks(args.batch_size)
             rates, z = (args.gamma, args.tau, args.max_grad_norm), torch.randn(1, act_dim, device=device)
             return data, *step(soft_q_loss, optimizer, data, *rates, dropout, obs, z)
@@ -1260,7 +1269,7 @@ def train(args):
         if rb_on_gpu and step is not learn_and_act:
             draw_learn_and_act = CudaGraph(draw_learn_and_act, [rb.generator])
 
-        actions = None  # (1, A), once they come with the update before them
+        u = None  # the actions before tanh (1, A), once they come with the update before them
         evaluations, seconds_before, best_return = [], 0.0, -math.inf
         learning_state = {
             "policy": policy.vector,
@@ -1281,7 +1290,7 @@ def train(args):
                     env.reset(seed=args.seed)
                 for env, env_state in zip([envs, *eval_envs], state["envs"]):
                     set_env_state(env, env_state)
-                obs, actions = unplain(state["obs"]), unplain(state["actions"])
+                obs, u = unplain(state["obs"]), unplain(state["u"])
             else:
                 obs, _ = envs.reset(seed=(args.seed + first_step) % 2**32)
             set_random_streams(state["random"])
@@ -1324,7 +1333,7 @@ def train(args):
             logs = {"evaluations": evaluations, "seconds": time.time() - start_time, "best_return": best_return}
             logs |= {"events": {path.name: path.stat().st_size for path in run_dir.glob("events.out.*")}}
             streams = {"random": random_streams(), "rb_stream": rb.generator.get_state()}
-            world = {"envs": [get_env_state(env) for env in (envs, *eval_envs)], "obs": obs, "actions": actions}
+            world = {"envs": [get_env_state(env) for env in (envs, *eval_envs)], "obs": obs, "u": u}
             world["action_space"] = envs.action_space
             state = about | logs | {"wandb_id": wandb_id} | streams | world | {"learning": learning_state}
             checkpoints.save(step, plain(state), rb)
@@ -1336,13 +1345,13 @@ def train(args):
                 evaluate_and_log(0)
             for global_step in range(first_step, args.total_timesteps):
                 if global_step < args.learning_starts:
-                    actions = envs.action_space.sample()
-                elif actions is None:  # the later ones come with the update before them
+                    u = policy.pre_tanh(torch.from_numpy(envs.action_space.sample())).numpy()
+                elif u is None:  # the later ones come with the update before them
                     with torch.no_grad():
-                        actions = policy.act(torch.as_tensor(obs, dtype=torch.float32, device=device)).cpu().numpy()
+                        u = policy.draw(torch.as_tensor(obs, dtype=torch.float32, device=device)).cpu().numpy()
 
                 # Algorithm 1: step the environment; the last observation of an episode is in `final_obs`
-                next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+                next_obs, rewards, terminations, truncations, infos = envs.step(np.tanh(u))
                 done = terminations[0] or truncations[0]
                 real_next_obs = infos["final_obs"][0] if done else next_obs[0]
                 if done:
@@ -1351,15 +1360,15 @@ def train(args):
                     writer.add_scalar("charts/episodic_length", episode["l"][0], global_step)
                     progress.set_postfix_str(f"return {episode['r'][0]:.1f}", refresh=False)
 
-                # Algorithm 1: store (s, a, r, s')
-                rb.add(obs[0], real_next_obs, actions[0], rewards[0], terminations[0])
-                obs, actions = next_obs, None  # CRUCIAL step easy to overlook
+                # Algorithm 1: store (s, a, r, s'), the action before tanh
+                rb.add(obs[0], real_next_obs, u[0], rewards[0], terminations[0])
+                obs, u = next_obs, None  # CRUCIAL step easy to overlook
 
                 # Algorithm 1: one gradient step on Eq. 9, one step of the target and the next action
                 if global_step > args.learning_starts:
                     data, q, numbers = draw_learn_and_act(torch.as_tensor(obs, dtype=torch.float32, device=device))
                     numbers = numbers.cpu().numpy()
-                    actions, (loss, grad_norm) = numbers[None, :act_dim], numbers[act_dim:]
+                    u, (loss, grad_norm) = numbers[None, :act_dim], numbers[act_dim:]
                     if not np.isfinite(loss + grad_norm):
                         raise FloatingPointError("the loss or its gradient is not finite")
 

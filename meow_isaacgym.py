@@ -14,7 +14,7 @@ Expected (paper, mean return of the last 100 training episodes after 1M vector s
 tasks, whose rewards and physics differ somewhat): Ant 7,990, Humanoid 4,650. Nothing here was run on Isaac Gym itself.
 
 Where the paper's code stores something else, the default here is the correct one and a switch gives the paper's:
---timeouts-terminate, --keep-spurious, --normalize-samples.
+--timeouts-terminate, --keep-spurious, --normalize-samples, --clamp-actions.
 """
 
 import contextlib
@@ -170,6 +170,8 @@ class Args:
     """store the step in which the simulator resets, from a last observation to a first (paper); default: dropped"""
     normalize_samples: bool = False
     """the normaliser learns from the sampled batches at every update (paper); default: from each new observation"""
+    clamp_actions: bool = False
+    """store actions after tanh, clamped 1e-5 from the bounds (paper); default: before tanh, without loss"""
 
     def __post_init__(self):
         settings = {**SHARED_SETTINGS, **PAPER_SETTINGS.get(paper_row(self.task), {})}
@@ -358,8 +360,9 @@ class CouplingLayer(nn.Module):
 class FlowPolicy(nn.Module):
     """The conditional flow that is Q, V and the policy at once (Eq. 8; architecture: Fig. A6).
 
-    Forward (sampling): z ~ N(0, I) -> linear layer sigma(s) * z -> 2 blocks x 2 couplings -> tanh -> a in [-1,1]^A.
-    obs is (B, S), act is (B, A) in [-1,1]; Q, V and the shifts are in units of the (soft) return, log_prob in nats.
+    Forward (sampling): z ~ N(0, I) -> linear layer sigma(s) * z -> 2 blocks x 2 couplings -> u, and a = tanh(u).
+    obs is (B, S), act is a (B, A) in [-1,1]; Q, V and the shifts are in units of the (soft) return, log_prob in nats.
+    Q and log_prob are those of a, but are given u: where tanh saturates, u could not be had back from a float32 a.
     Raises ValueError if coupling is neither "additive" nor "affine" or num_shifts is not 0, 1 or 2.
     """
 
@@ -419,23 +422,27 @@ class FlowPolicy(nn.Module):
         torch.ge(bits.view(torch.int16).view(shape), dropped - 2**15, out=masks)
         return masks.div_(1 - dropped / 2**16)
 
-    def inverse(self, obs, act, dropout=None):
-        """Non-linear layers, act (B, A) -> u = sigma(s) * z (B, A), log prod_{i in S_n} |det J_i(a,s)| (B,)."""
-        act = act.clamp(-1 + 1e-5, 1 - 1e-5)
-        u = torch.atanh(act)
-        log_det = -torch.log(1 - act.square() + torch.finfo(act.dtype).eps).sum(dim=1)  # d atanh(a)/da = 1/(1-a^2)
+    @staticmethod
+    def pre_tanh(act):
+        """u with tanh(u) = act, for actions that come from elsewhere; the paper's code keeps them 1e-5 from +-1."""
+        return torch.atanh(act.clamp(-1 + 1e-5, 1 - 1e-5))
+
+    def inverse(self, obs, u, dropout=None):
+        """Non-linear layers, u (B, A) -> sigma(s) * z (B, A), log prod_{i in S_n} |det J_i(a,s)| (B,), tanh's too."""
+        # d atanh(a)/da = 1/(1-a^2), with 1 - tanh(u)^2 = 4 / (e^u + e^-u)^2, which does not round to 0
+        log_det = 2 * (u + nn.functional.softplus(-2 * u) - math.log(2)).sum(dim=1)
         for i, layer in reversed(list(enumerate(self.couplings))):
             u, layer_log_det = layer.inverse(u, obs) if dropout is None else layer.inverse(u, obs, dropout[i])
             log_det = log_det + layer_log_det
         return u, log_det
 
-    def get_q(self, obs, act, dropout=None):
-        """Q_b(s,a) = Q(s,a) + b_k(s) in one pass of the flow: (B, S), (B, A) -> (B, max(1, num_shifts)).
+    def get_q(self, obs, u, dropout=None):
+        """Q_b(s,a) = Q(s,a) + b_k(s), a = tanh(u), in one pass: (B, S), (B, A) -> (B, max(1, num_shifts)).
 
         dropout: masks of `dropout_masks(B)`, or None for no dropout.
         """
-        u, log_det = self.inverse(obs, act, dropout)
-        log_p_z = -0.5 * (u / self.log_sigma(obs).exp()).square().sum(dim=1)  # without p_z's constant
+        scaled_z, log_det = self.inverse(obs, u, dropout)
+        log_p_z = -0.5 * (scaled_z / self.log_sigma(obs).exp()).square().sum(dim=1)  # without p_z's constant
         q = self.alpha * (log_p_z + log_det)  # Eq. 8
         return q[:, None] + self.shift(obs)  # Sec. 3.2
 
@@ -445,33 +452,37 @@ class FlowPolicy(nn.Module):
         v = self.alpha * (0.5 * self.act_dim * math.log(2 * math.pi) - log_det)  # Eq. 8, with p_z's constant
         return v[:, None] + self.shift(obs)  # Sec. 3.2
 
-    def log_prob(self, obs, act):
-        """log pi(a|s) = (Q(s,a) - V(s)) / alpha, in which the shifts cancel: (B, S), (B, A) -> (B,)."""
-        u, log_det = self.inverse(obs, act)
+    def log_prob(self, obs, u):
+        """log pi(a|s) = (Q(s,a) - V(s)) / alpha, a = tanh(u), in which the shifts cancel: (B, S), (B, A) -> (B,)."""
+        scaled_z, log_det = self.inverse(obs, u)
         log_sigma = self.log_sigma(obs)
-        log_p_z = -0.5 * (u / log_sigma.exp()).square().sum(dim=1) - 0.5 * self.act_dim * math.log(2 * math.pi)
+        log_p_z = -0.5 * (scaled_z / log_sigma.exp()).square().sum(dim=1) - 0.5 * self.act_dim * math.log(2 * math.pi)
         return log_p_z + log_det - log_sigma.sum(dim=1)
 
     def forward(self, obs, z):
-        """Sampling direction of the whole flow: (B, S), (B, A) -> action (B, A) in [-1,1]."""
+        """Sampling direction: (B, S), z (B, A) -> u (B, A), the action before tanh."""
         u = self.log_sigma(obs).exp() * z
         for layer in self.couplings:
             u = layer(u, obs)
-        return torch.tanh(u)
+        return u
 
-    def act(self, obs, deterministic=False):
-        """An action a ~ pi(.|s) by one forward pass: (B, S) -> (B, A).
+    def draw(self, obs, deterministic=False):
+        """u of an action a = tanh(u) ~ pi(.|s), by one forward pass: (B, S) -> (B, A).
 
-        deterministic: the forward pass of z = 0 (Sec. 3.3). With additive couplings that is tanh of the mode of the
-        density BEFORE tanh, not quite argmax_a Q(s,a), in which tanh's log-determinant counts too.
+        deterministic: the forward pass of z = 0 (Sec. 3.3). With additive couplings that is the mode of the density of
+        u, so tanh(u) is not quite argmax_a Q(s,a), in which tanh's log-determinant counts too.
         """
         z = obs.new_zeros(len(obs), self.act_dim)
         return self(obs, z if deterministic else torch.randn_like(z))
 
+    def act(self, obs, deterministic=False):
+        """An action as the environment takes it: (B, S) -> act (B, A). See `draw`."""
+        return torch.tanh(self.draw(obs, deterministic))
+
     def sample(self, obs, deterministic=False):
         """An action and the log-density of that very action: (B, S) -> act (B, A), log_prob (B,)."""
-        act = self.act(obs, deterministic)
-        return act, self.log_prob(obs, act)
+        u = self.draw(obs, deterministic)
+        return torch.tanh(u), self.log_prob(obs, u)
 
 
 class RunningNormalizer(nn.Module):
@@ -512,9 +523,14 @@ class Agent(nn.Module):
         """An action for raw observations: (B, S) -> (B, A) in [-1,1]. See FlowPolicy.act."""
         return self.policy.act(self.normalizer(obs), deterministic)
 
+    @torch.no_grad()
+    def draw(self, obs):
+        """An action before tanh for raw observations: (B, S) -> (B, A). See FlowPolicy.draw."""
+        return self.policy.draw(self.normalizer(obs))
+
 
 class Transitions(NamedTuple):
-    """A batch: obs, next_obs (B, S), act (B, A), reward and terminated (B, 1), all float32."""
+    """A batch: obs, next_obs (B, S), act (B, A; before tanh), reward and terminated (B, 1), all float32."""
 
     obs: torch.Tensor
     next_obs: torch.Tensor
@@ -763,7 +779,7 @@ class Checkpoints:
     (weights_only, allow_pickle=False): a checkpoint cannot run code.
     """
 
-    FORMAT = 2
+    FORMAT = 3
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -1094,7 +1110,7 @@ def train(args):
             learn = compile_or_eager(args, update, soft_q_loss, normalized(Transitions(*data)))
 
         def draw_learn_and_act(obs):
-            """A step but for the simulator: raw observations (N, S) -> actions (N, A), the batch, Q, loss and norm."""
+            """A step but for the simulator: raw observations (N, S) -> u (N, A), the batch, Q, loss and norm."""
             data = rb.sample(args.batch_size)
             if args.normalize_samples:
                 normalizer.update(torch.cat([data.obs, data.next_obs]))
@@ -1102,14 +1118,14 @@ def train(args):
             dropout, rates = policy.dropout_masks(args.batch_size), (args.gamma, args.tau, args.max_grad_norm)
             loss, q, grad_norm = learn(soft_q_loss, optimizer, data, *rates, dropout)
             finite.logical_and_(torch.isfinite(loss + grad_norm))
-            return agent.act(obs), data, q, loss, grad_norm
+            return agent.draw(obs), data, q, loss, grad_norm
 
         if device.type == "cuda" and args.cuda_graph:
             draw_learn_and_act = CudaGraph(draw_learn_and_act)
 
         obs = env.reset()["obs"].clone()
         done = torch.ones(args.num_envs, dtype=torch.bool, device=device)  # the first step is no step of an episode
-        actions = None  # (N, A), once they come with the update before them
+        u = None  # the actions before tanh (N, A), once they come with the update before them
         returns, seconds_before, best_return = [], 0.0, -math.inf
         learning_state = {
             "policy": policy.vector,
@@ -1133,7 +1149,7 @@ def train(args):
             if restorable:
                 env.set_state(state["env"])
                 obs, done = state["obs"].to(device), state["done"].to(device)
-                actions = None if state["actions"] is None else state["actions"].to(device)
+                u = None if state["u"] is None else state["u"].to(device)
             else:
                 statistics.running.zero_()
             set_random_streams(state["random"])
@@ -1200,7 +1216,7 @@ def train(args):
             about = {"args": settings, "versions": versions_here(), "device": str(device), "resumed_at": resumed_at}
             logs = {"returns": returns, "seconds": time.time() - start_time, "best_return": best_return}
             logs["events"] = {path.name: path.stat().st_size for path in run_dir.glob("events.out.*")}
-            world = {"env": env.get_state() if restorable else None, "obs": obs, "done": done, "actions": actions}
+            world = {"env": env.get_state() if restorable else None, "obs": obs, "done": done, "u": u}
             streams = {"random": random_streams(), "wandb_id": wandb_id}
             checkpoints.save(step, to_cpu({**about, **logs, **world, **streams, "learning": learning_state}), rb)
 
@@ -1208,29 +1224,30 @@ def train(args):
         learned = None
         for step in range(first_step, args.total_vector_steps):
             if step < args.random_steps:
-                actions = 2 * torch.rand(args.num_envs, act_dim, device=device) - 1
-            elif actions is None:  # the later ones come with the update before them
-                actions = agent.act(obs)
+                u = policy.pre_tanh(2 * torch.rand(args.num_envs, act_dim, device=device) - 1)
+            elif u is None:  # the later ones come with the update before them
+                u = agent.draw(obs)
 
             # Algorithm 1: step the environments; what comes back is the simulator's own memory, so it is copied
             spurious = done  # after its last step an environment resets in the next one, which is no step of an episode
-            next_obs, reward, done, extras = env.step(actions)
+            next_obs, reward, done, extras = env.step(torch.tanh(u))
             next_obs, reward, done = next_obs["obs"].clone(), reward.clone(), done != 0
             terminated = done if args.timeouts_terminate else done & ~extras["time_outs"]  # a time limit does not cut
 
-            # Algorithm 1: store (s, a, r, s')
+            # Algorithm 1: store (s, a, r, s'), the action before tanh
             finite.logical_and_(torch.isfinite(next_obs).all() & torch.isfinite(reward).all())
             valid = torch.ones_like(done) if args.keep_spurious else ~spurious
-            rb.add(obs, next_obs, actions, reward, terminated, valid)
+            stored_u = policy.pre_tanh(torch.tanh(u)) if args.clamp_actions else u
+            rb.add(obs, next_obs, stored_u, reward, terminated, valid)
             statistics.add(reward, done, ~spurious)
             if not args.normalize_samples:
                 normalizer.update(next_obs)
-            obs, actions = next_obs, None
+            obs, u = next_obs, None
 
             # Algorithm 1: one gradient step on Eq. 9, one step of the target and the next actions
             if step >= args.learning_starts:
                 learned = draw_learn_and_act(obs)
-                actions = learned[0]
+                u = learned[0]
             progress.update()
 
             steps_done, ends = step + 1, step + 1 == args.total_vector_steps

@@ -206,8 +206,9 @@ class CouplingLayer(nn.Module):
 class FlowPolicy(nn.Module):
     """The conditional flow that is Q, V and the policy at once (Eq. 8; architecture: Fig. A6).
 
-    Forward (sampling): z ~ N(0, I) -> linear layer sigma(s) * z -> 2 blocks x 2 couplings -> tanh -> a in [-1,1]^A.
-    obs is (B, S), act is (B, A) in [-1,1]; Q, V and the shifts are in units of the (soft) return, log_prob in nats.
+    Forward (sampling): z ~ N(0, I) -> linear layer sigma(s) * z -> 2 blocks x 2 couplings -> u, and a = tanh(u).
+    obs is (B, S), act is a (B, A) in [-1,1]; Q, V and the shifts are in units of the (soft) return, log_prob in nats.
+    Q and log_prob are those of a, but are given u: where tanh saturates, u could not be had back from a float32 a.
     Raises ValueError if coupling is neither "additive" nor "affine" or num_shifts is not 0, 1 or 2.
     """
 
@@ -267,23 +268,27 @@ class FlowPolicy(nn.Module):
         torch.ge(bits.view(torch.int16).view(shape), dropped - 2**15, out=masks)
         return masks.div_(1 - dropped / 2**16)
 
-    def inverse(self, obs, act, dropout=None):
-        """Non-linear layers, act (B, A) -> u = sigma(s) * z (B, A), log prod_{i in S_n} |det J_i(a,s)| (B,)."""
-        act = act.clamp(-1 + 1e-5, 1 - 1e-5)
-        u = torch.atanh(act)
-        log_det = -torch.log(1 - act.square() + torch.finfo(act.dtype).eps).sum(dim=1)  # d atanh(a)/da = 1/(1-a^2)
+    @staticmethod
+    def pre_tanh(act):
+        """u with tanh(u) = act, for actions that come from elsewhere; the paper's code keeps them 1e-5 from +-1."""
+        return torch.atanh(act.clamp(-1 + 1e-5, 1 - 1e-5))
+
+    def inverse(self, obs, u, dropout=None):
+        """Non-linear layers, u (B, A) -> sigma(s) * z (B, A), log prod_{i in S_n} |det J_i(a,s)| (B,), tanh's too."""
+        # d atanh(a)/da = 1/(1-a^2), with 1 - tanh(u)^2 = 4 / (e^u + e^-u)^2, which does not round to 0
+        log_det = 2 * (u + nn.functional.softplus(-2 * u) - math.log(2)).sum(dim=1)
         for i, layer in reversed(list(enumerate(self.couplings))):
             u, layer_log_det = layer.inverse(u, obs) if dropout is None else layer.inverse(u, obs, dropout[i])
             log_det = log_det + layer_log_det
         return u, log_det
 
-    def get_q(self, obs, act, dropout=None):
-        """Q_b(s,a) = Q(s,a) + b_k(s) in one pass of the flow: (B, S), (B, A) -> (B, max(1, num_shifts)).
+    def get_q(self, obs, u, dropout=None):
+        """Q_b(s,a) = Q(s,a) + b_k(s), a = tanh(u), in one pass: (B, S), (B, A) -> (B, max(1, num_shifts)).
 
         dropout: masks of `dropout_masks(B)`, or None for no dropout.
         """
-        u, log_det = self.inverse(obs, act, dropout)
-        log_p_z = -0.5 * (u / self.log_sigma(obs).exp()).square().sum(dim=1)  # without p_z's constant
+        scaled_z, log_det = self.inverse(obs, u, dropout)
+        log_p_z = -0.5 * (scaled_z / self.log_sigma(obs).exp()).square().sum(dim=1)  # without p_z's constant
         q = self.alpha * (log_p_z + log_det)  # Eq. 8
         return q[:, None] + self.shift(obs)  # Sec. 3.2
 
@@ -293,33 +298,37 @@ class FlowPolicy(nn.Module):
         v = self.alpha * (0.5 * self.act_dim * math.log(2 * math.pi) - log_det)  # Eq. 8, with p_z's constant
         return v[:, None] + self.shift(obs)  # Sec. 3.2
 
-    def log_prob(self, obs, act):
-        """log pi(a|s) = (Q(s,a) - V(s)) / alpha, in which the shifts cancel: (B, S), (B, A) -> (B,)."""
-        u, log_det = self.inverse(obs, act)
+    def log_prob(self, obs, u):
+        """log pi(a|s) = (Q(s,a) - V(s)) / alpha, a = tanh(u), in which the shifts cancel: (B, S), (B, A) -> (B,)."""
+        scaled_z, log_det = self.inverse(obs, u)
         log_sigma = self.log_sigma(obs)
-        log_p_z = -0.5 * (u / log_sigma.exp()).square().sum(dim=1) - 0.5 * self.act_dim * math.log(2 * math.pi)
+        log_p_z = -0.5 * (scaled_z / log_sigma.exp()).square().sum(dim=1) - 0.5 * self.act_dim * math.log(2 * math.pi)
         return log_p_z + log_det - log_sigma.sum(dim=1)
 
     def forward(self, obs, z):
-        """Sampling direction of the whole flow: (B, S), (B, A) -> action (B, A) in [-1,1]."""
+        """Sampling direction: (B, S), z (B, A) -> u (B, A), the action before tanh."""
         u = self.log_sigma(obs).exp() * z
         for layer in self.couplings:
             u = layer(u, obs)
-        return torch.tanh(u)
+        return u
 
-    def act(self, obs, deterministic=False):
-        """An action a ~ pi(.|s) by one forward pass: (B, S) -> (B, A).
+    def draw(self, obs, deterministic=False):
+        """u of an action a = tanh(u) ~ pi(.|s), by one forward pass: (B, S) -> (B, A).
 
-        deterministic: the forward pass of z = 0 (Sec. 3.3). With additive couplings that is tanh of the mode of the
-        density BEFORE tanh, not quite argmax_a Q(s,a), in which tanh's log-determinant counts too.
+        deterministic: the forward pass of z = 0 (Sec. 3.3). With additive couplings that is the mode of the density of
+        u, so tanh(u) is not quite argmax_a Q(s,a), in which tanh's log-determinant counts too.
         """
         z = obs.new_zeros(len(obs), self.act_dim)
         return self(obs, z if deterministic else torch.randn_like(z))
 
+    def act(self, obs, deterministic=False):
+        """An action as the environment takes it: (B, S) -> act (B, A). See `draw`."""
+        return torch.tanh(self.draw(obs, deterministic))
+
     def sample(self, obs, deterministic=False):
         """An action and the log-density of that very action: (B, S) -> act (B, A), log_prob (B,)."""
-        act = self.act(obs, deterministic)
-        return act, self.log_prob(obs, act)
+        u = self.draw(obs, deterministic)
+        return torch.tanh(u), self.log_prob(obs, u)
 
 
 def relu_mlp(in_dim, out_dim):
@@ -340,6 +349,14 @@ class EnergyCritic(nn.Module):
         x = torch.cat([obs, act], dim=1)
         q = torch.cat([energy(x) for energy in self.energies], dim=1)
         return q + torch.cat([b(obs) for b in self.shifts], dim=1) if len(self.shifts) else q  # Sec. 3.2
+
+
+class FlowCritic(FlowPolicy):
+    """Q_k(s,a) by MEow's flow, of actions as they are stored and an actor gives them."""
+
+    def get_q(self, obs, act, dropout=None):
+        """(B, S), (B, A) -> (B, max(1, num_shifts)), in units of the soft return. See FlowPolicy.get_q."""
+        return super().get_q(obs, self.pre_tanh(act), dropout)
 
 
 class Actor(nn.Module):
@@ -404,7 +421,7 @@ class ActorCritic(Agent):
         self.args, self.act_dim = args, act_dim
         if args.critic == "flow":
             flow = {"sigma_min": args.sigma_min, "sigma_max": args.sigma_max, "num_shifts": 2 if args.lrs else 0}
-            self.critic = FlowPolicy(obs_dim, act_dim, args.alpha, **flow)
+            self.critic = FlowCritic(obs_dim, act_dim, args.alpha, **flow)
         else:
             self.critic = EnergyCritic(obs_dim, act_dim, args.lrs)
         if args.actor == "flow":

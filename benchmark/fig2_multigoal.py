@@ -93,7 +93,7 @@ def estimation_errors(policy, args):
     exact = policy.get_v(obs)[0, 0].item()  # Eq. 8
 
     def q_of(act):
-        return policy.get_q(obs.expand(len(act), -1), act)[:, 0]
+        return policy.get_q(obs.expand(len(act), -1), policy.pre_tanh(act))[:, 0]
 
     actor = fit_actor(q_of, act_dim, alpha)
 
@@ -109,8 +109,9 @@ def estimation_errors(policy, args):
 
     @torch.no_grad()
     def meow(number):  # the same, with MEow's own policy: every single sample is V
-        act, log_prob = policy.sample(obs.expand(number, -1))
-        return (q_of(act) - alpha * log_prob).mean().item()
+        states = obs.expand(number, -1)
+        u = policy.draw(states)
+        return (policy.get_q(states, u)[:, 0] - alpha * policy.log_prob(states, u)).mean().item()
 
     estimators = {"SQL: uniform proposal": sql, "SAC: fitted Gaussian actor": sac, "MEow's own policy": meow}
     errors = {name: [] for name in estimators}

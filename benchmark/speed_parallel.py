@@ -76,7 +76,7 @@ def measure(args, num_envs):
         meow.VectorReplayBuffer.sample = timed("buffer, sampling", meow.VectorReplayBuffer.sample)
         meow.update = timed("update", update)
         meow.compile_or_eager = lambda run, _, *inputs: timed("update", compile_or_eager(run, update, *inputs))
-        meow.Agent.act = timed("action", meow.Agent.act)
+        meow.Agent.draw = timed("action", meow.Agent.draw)
     bar, marks = meow.tqdm.update, []
 
     def mark(*arguments):

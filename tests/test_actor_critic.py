@@ -20,6 +20,7 @@ from actor_critic_continuous_action import (
     Args,
     EnergyCritic,
     FlowActor,
+    FlowCritic,
     FlowPolicy,
     GaussianActor,
     make_agent,
@@ -126,7 +127,7 @@ def test_log_density_of_the_flow_actor_is_the_flows_own_where_tanh_is_not_satura
     act, log_prob, _ = sample_with_z(actor, obs)
     kept = act.abs().max(dim=1).values < 0.999
     assert kept.sum() > 1000
-    torch.testing.assert_close(log_prob[kept], actor.flow.log_prob(obs, act)[kept], atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(log_prob[kept], actor.flow.log_prob(obs, torch.atanh(act))[kept], atol=1e-8, rtol=1e-8)
 
 
 def test_log_density_of_the_gaussian_actor_is_that_of_torchs_distribution():
@@ -307,13 +308,13 @@ def test_a_temperature_that_is_given_stays():
 
 def test_dropout_is_in_the_q_of_the_critics_loss_only(monkeypatch):
     agent, seen = random_agent(critic="flow", actor="flow", lrs=True), []
-    original = FlowPolicy.get_q
+    original = FlowCritic.get_q
 
     def spied(self, *args):
         seen.append((self is agent.critic, args[2:]))
         return original(self, *args)
 
-    monkeypatch.setattr(FlowPolicy, "get_q", spied)
+    monkeypatch.setattr(FlowCritic, "get_q", spied)
     data, masks = random_batch(), []
     for _ in range(2):
         agent.update(data)

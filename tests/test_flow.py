@@ -35,12 +35,12 @@ def random_obs(batch, dtype=torch.float64):
 
 
 def grid(policy, obs, limit, points):
-    """Actions on a tensor grid over u = atanh(a), and the weights da of the midpoint rule."""
+    """A tensor grid over u = atanh(a), and the weights da of the midpoint rule."""
     edges = torch.linspace(-limit, limit, points + 1, dtype=obs.dtype)
     axis = 0.5 * (edges[1:] + edges[:-1])
     u = torch.cartesian_prod(*[axis] * policy.act_dim).reshape(-1, policy.act_dim)
     weights = (1 - torch.tanh(u).square()).prod(dim=1) * (edges[1] - edges[0]) ** policy.act_dim
-    return obs.expand(len(u), -1), torch.tanh(u), weights
+    return obs.expand(len(u), -1), u, weights
 
 
 @pytest.mark.parametrize("coupling", COUPLINGS)
@@ -49,21 +49,21 @@ def grid(policy, obs, limit, points):
 def test_inverse_undoes_forward(coupling, act_dim, dtype, tol):
     policy, obs = random_policy(act_dim, coupling, dtype=dtype), random_obs(64, dtype)
     z = torch.randn(64, act_dim, dtype=dtype)
-    u, _ = policy.inverse(obs, policy(obs, z))
+    scaled_z, _ = policy.inverse(obs, policy(obs, z))
     sigma = policy.log_sigma(obs).exp()
-    torch.testing.assert_close(u, sigma * z, atol=tol, rtol=tol)
+    torch.testing.assert_close(scaled_z, sigma * z, atol=tol, rtol=tol)
 
 
 @pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("act_dim", [1, 2, 3, 6])
 def test_log_determinants_equal_those_of_autograds_jacobian(coupling, act_dim):
     policy, obs = random_policy(act_dim, coupling), random_obs(8)
-    act = policy.sample(obs)[0].detach()
-    _, log_det = policy.inverse(obs, act)
+    act = policy.act(obs).detach()
+    _, log_det = policy.inverse(obs, torch.atanh(act))
     for i in range(len(obs)):
 
         def nonlinear(a, i=i):
-            return policy.inverse(obs[i : i + 1], a[None])[0][0]
+            return policy.inverse(obs[i : i + 1], torch.atanh(a)[None])[0][0]
 
         jacobian = torch.func.jacrev(nonlinear)(act[i])
         torch.testing.assert_close(log_det[i], jacobian.det().abs().log(), atol=1e-9, rtol=1e-9)
@@ -92,19 +92,23 @@ def test_sampled_log_prob_is_the_change_of_variables_and_log_prob(coupling, dete
     policy, obs = random_policy(3, coupling, dtype=dtype), random_obs(32, dtype)
     torch.manual_seed(7)
     act, log_prob = policy.sample(obs, deterministic=deterministic)
-    torch.testing.assert_close(log_prob, policy.log_prob(obs, act), atol=tol, rtol=tol)
     torch.manual_seed(7)
     assert torch.equal(act, policy.act(obs, deterministic=deterministic))
+    torch.manual_seed(7)
+    u = policy.draw(obs, deterministic=deterministic)
+    torch.testing.assert_close(act, torch.tanh(u))
+    torch.testing.assert_close(log_prob, policy.log_prob(obs, u))
     # the same number from the forward pass alone: log p_z(z) - log|det d act / d z|
     torch.manual_seed(7)
     z = torch.zeros(32, 3, dtype=dtype) if deterministic else torch.randn(32, 3, dtype=dtype)
-    torch.testing.assert_close(policy(obs, z), act)
+    torch.testing.assert_close(policy(obs, z), u)
     exact = copy.deepcopy(policy).double()
     for i in range(len(obs)):
-        jacobian = torch.func.jacrev(lambda x, i=i: exact(obs[i : i + 1].double(), x[None])[0])(z[i].double())
+        jacobian = torch.func.jacrev(lambda x, i=i: torch.tanh(exact(obs[i : i + 1].double(), x[None])[0]))(
+            z[i].double()
+        )
         expected = Normal(0.0, 1.0).log_prob(z[i].double()).sum() - jacobian.det().abs().log()
-        rounding = tol if dtype == torch.float64 else 0.02  # atanh of a float32 action near 1, divided by a small sigma
-        torch.testing.assert_close(log_prob[i].double(), expected, atol=rounding, rtol=rounding)
+        torch.testing.assert_close(log_prob[i].double(), expected, atol=tol, rtol=tol)
 
 
 @pytest.mark.parametrize("saturated", [1.0, -1.0])
@@ -113,10 +117,28 @@ def test_sampled_log_prob_agrees_where_tanh_saturates(saturated):
     with torch.no_grad():
         for layer in policy.couplings:
             layer.translation[-1].bias.fill_(20.0 * saturated)
+    torch.manual_seed(0)
     act, log_prob = policy.sample(obs)
     assert (act == saturated).all()
-    assert torch.isfinite(log_prob).all()
-    torch.testing.assert_close(log_prob, policy.log_prob(obs, act), atol=1e-4, rtol=1e-4)
+    torch.manual_seed(0)
+    z = torch.randn(32, 3).double()
+    exact = copy.deepcopy(policy).double()
+    u, log_sigma = exact(obs.double(), z), exact.log_sigma(obs.double())
+    log_det_tanh = (math.log(4) - 2 * u.abs() - 2 * torch.log1p(torch.exp(-2 * u.abs()))).sum(dim=1)
+    expected = Normal(0.0, 1.0).log_prob(z).sum(dim=1) - log_sigma.sum(dim=1) - log_det_tanh
+    torch.testing.assert_close(log_prob.double(), expected, atol=1e-3, rtol=1e-5)
+
+
+def test_the_soft_value_is_that_of_the_policys_own_actions_where_tanh_saturates():
+    """V = Q - alpha log pi at every action drawn: read back from float32 actions, Q would lie far below it."""
+    policy, obs = random_policy(3, dtype=torch.float32), random_obs(32, torch.float32)
+    with torch.no_grad():
+        for layer in policy.couplings:
+            layer.translation[-1].bias.fill_(20.0)
+        u = policy.draw(obs)
+        v = policy.get_q(obs, u) - ALPHA * policy.log_prob(obs, u)[:, None]
+        torch.testing.assert_close(v, policy.get_v(obs), atol=1e-3, rtol=1e-5)
+        assert (policy.get_q(obs, policy.pre_tanh(torch.tanh(u))) < policy.get_q(obs, u) - 10).all()
 
 
 @pytest.mark.parametrize("coupling", COUPLINGS)
@@ -126,10 +148,10 @@ def test_density_integrates_to_one_and_v_is_the_log_integral(coupling, act_dim, 
     policy = random_policy(act_dim, coupling, num_shifts, sigma_min=-2.0)
     with torch.no_grad():
         for obs in random_obs(3).split(1):
-            obs_grid, act, weights = grid(policy, obs, 6.0, points)
-            mass = (policy.log_prob(obs_grid, act).exp() * weights).sum()
+            obs_grid, u, weights = grid(policy, obs, 6.0, points)
+            mass = (policy.log_prob(obs_grid, u).exp() * weights).sum()
             assert abs(mass - 1) < 1e-6
-            q = policy.get_q(obs_grid, act)  # (N, K)
+            q = policy.get_q(obs_grid, u)  # (N, K)
             soft_value = ALPHA * torch.logsumexp(
                 q / ALPHA + weights.log()[:, None], dim=0
             )  # alpha log int exp(Q/alpha)
@@ -140,20 +162,20 @@ def test_density_integrates_to_one_and_v_is_the_log_integral(coupling, act_dim, 
 @pytest.mark.parametrize("num_shifts", [0, 1, 2])
 def test_policy_is_exp_of_the_advantage_and_shifts_leave_it_unchanged(coupling, num_shifts):
     policy, obs = random_policy(4, coupling, num_shifts), random_obs(16)
-    act = torch.rand(16, 4, dtype=torch.float64) * 2 - 1
-    q, v, log_prob = policy.get_q(obs, act), policy.get_v(obs), policy.log_prob(obs, act)
+    u = 2 * torch.randn(16, 4, dtype=torch.float64)
+    q, v, log_prob = policy.get_q(obs, u), policy.get_v(obs), policy.log_prob(obs, u)
     assert q.shape == v.shape == (16, max(1, num_shifts)) and log_prob.shape == (16,)
     torch.testing.assert_close((q - v) / ALPHA, log_prob[:, None].expand_as(q), atol=1e-9, rtol=1e-9)
     unshifted = copy.deepcopy(policy)
     unshifted.shifts = torch.nn.ModuleList()
     b = torch.cat([net(obs) for net in policy.shifts], dim=1) if num_shifts else torch.zeros_like(q)
     assert num_shifts == 0 or b.std(dim=0).min() > 1e-3  # a shift that is one constant would test little
-    torch.testing.assert_close(q, unshifted.get_q(obs, act) + ALPHA * b)
+    torch.testing.assert_close(q, unshifted.get_q(obs, u) + ALPHA * b)
     torch.testing.assert_close(v, unshifted.get_v(obs) + ALPHA * b)
     torch.testing.assert_close(
         v.min(dim=1).values, (unshifted.get_v(obs) + ALPHA * b.min(dim=1, keepdim=True).values)[:, 0]
     )
-    torch.testing.assert_close(log_prob, unshifted.log_prob(obs, act))
+    torch.testing.assert_close(log_prob, unshifted.log_prob(obs, u))
     torch.manual_seed(1)
     act, log_prob = policy.sample(obs)
     torch.manual_seed(1)
@@ -165,17 +187,16 @@ def test_policy_is_exp_of_the_advantage_and_shifts_leave_it_unchanged(coupling, 
 def test_deterministic_action_is_the_mode_before_tanh(act_dim, points):
     policy, obs = random_policy(act_dim), random_obs(1)
     with torch.no_grad():
-        act, log_prob = policy.sample(obs, deterministic=True)
-        obs_grid, act_grid, _ = grid(policy, obs, 6.0, points)
+        u = policy.draw(obs, deterministic=True)
+        obs_grid, u_grid, _ = grid(policy, obs, 6.0, points)
 
-        def log_density_before_tanh(obs, act):
-            return policy.log_prob(obs, act) + torch.log(1 - act.square()).sum(dim=1)
+        def log_density_before_tanh(obs, u):
+            return policy.log_prob(obs, u) + torch.log(1 - torch.tanh(u).square()).sum(dim=1)
 
-        on_grid = log_density_before_tanh(obs_grid, act_grid)
-        assert log_density_before_tanh(obs, act)[0] >= on_grid.max()
-        gap = (torch.atanh(act_grid[on_grid.argmax()]) - torch.atanh(act[0])).abs().max()
-        assert gap < 2 * 12.0 / points
-    assert torch.equal(act, policy.sample(obs, deterministic=True)[0])
+        on_grid = log_density_before_tanh(obs_grid, u_grid)
+        assert log_density_before_tanh(obs, u)[0] >= on_grid.max()
+        assert (u_grid[on_grid.argmax()] - u[0]).abs().max() < 2 * 12.0 / points
+        assert torch.equal(policy.sample(obs, deterministic=True)[0], torch.tanh(u))
 
 
 @pytest.mark.parametrize("coupling", COUPLINGS)
@@ -204,7 +225,7 @@ def test_density_equals_that_of_an_independent_library(coupling):
     act = act[act.abs().max(dim=1).values < 0.999]
     assert len(act) > 100
     torch.testing.assert_close(
-        policy.log_prob(obs.expand(len(act), -1), act), oracle.log_prob(act), atol=1e-9, rtol=1e-9
+        policy.log_prob(obs.expand(len(act), -1), torch.atanh(act)), oracle.log_prob(act), atol=1e-9, rtol=1e-9
     )
 
 
@@ -241,10 +262,10 @@ def test_dropout_masks_drop_a_tenth_and_keep_the_mean(coupling, nets):
 @pytest.mark.parametrize("coupling", COUPLINGS)
 def test_dropout_is_after_each_swish_of_the_coupling_networks(coupling):
     policy, obs = random_policy(3, coupling), random_obs(16)
-    act = torch.rand(16, 3, dtype=torch.float64) - 0.5
-    assert torch.equal(policy.get_q(obs, act), policy.get_q(obs, act))
+    u = torch.rand(16, 3, dtype=torch.float64) - 0.5
+    assert torch.equal(policy.get_q(obs, u), policy.get_q(obs, u))
     masks = policy.dropout_masks(16)
-    torch.testing.assert_close(policy.get_q(obs, act), policy.get_q(obs, act, torch.ones_like(masks)))
+    torch.testing.assert_close(policy.get_q(obs, u), policy.get_q(obs, u, torch.ones_like(masks)))
     dropped = copy.deepcopy(policy)
     for i, layer in enumerate(dropped.couplings):
         for k, net in enumerate((layer.translation, layer.log_scale)):
@@ -252,9 +273,9 @@ def test_dropout_is_after_each_swish_of_the_coupling_networks(coupling):
                 swishes = [module for module in net if isinstance(module, Swish)]
                 for j, swish in enumerate(swishes):
                     swish.register_forward_hook(lambda *x, mask=masks[i, k, j]: x[2] * mask)
-    q = policy.get_q(obs, act, masks)
-    torch.testing.assert_close(q, dropped.get_q(obs, act))
-    assert (q - policy.get_q(obs, act)).abs().min() > 0
+    q = policy.get_q(obs, u, masks)
+    torch.testing.assert_close(q, dropped.get_q(obs, u))
+    assert (q - policy.get_q(obs, u)).abs().min() > 0
 
 
 def test_architecture_is_the_papers():
@@ -286,10 +307,10 @@ def test_swish_scales_only_the_sigmoid():
     torch.testing.assert_close(swish(x), torch.tensor([expected]))
 
 
-def test_actions_are_clamped_at_1e_5_from_the_bounds():
-    policy, obs = random_policy(1), random_obs(4)
-    q = [policy.get_q(obs[:1], torch.tensor([[a]], dtype=torch.float64)).tolist() for a in (1.0, 1 - 1e-5, 1 - 1.1e-5)]
-    assert q[0] == q[1] != q[2]
+def test_actions_from_elsewhere_are_clamped_at_1e_5_from_the_bounds():
+    act = torch.tensor([-1.0, -0.5, 0.0, 1 - 1.1e-5, 1 - 1e-5, 1.0], dtype=torch.float64)
+    expected = [-1 + 1e-5, -0.5, 0.0, 1 - 1.1e-5, 1 - 1e-5, 1 - 1e-5]
+    torch.testing.assert_close(torch.tanh(FlowPolicy.pre_tanh(act)).tolist(), expected, atol=1e-12, rtol=0)
 
 
 def test_v_at_initialisation_is_the_one_computed_by_hand():
@@ -304,7 +325,7 @@ def test_v_at_initialisation_is_the_one_computed_by_hand():
 def random_batch(policy, batch=32):
     generator = torch.Generator().manual_seed(3)
     obs, next_obs = torch.randn(2, batch, OBS_DIM, generator=generator).double()
-    act = torch.rand(batch, policy.act_dim, generator=generator).double() * 2 - 1
+    act = torch.atanh(torch.rand(batch, policy.act_dim, generator=generator).double() * 2 - 1)
     reward = torch.randn(batch, 1, generator=generator).double()
     terminated = (torch.rand(batch, 1, generator=generator) < 0.3).double()
     return Transitions(obs, next_obs, act, reward, terminated)
@@ -327,8 +348,8 @@ def test_one_pass_loss_has_the_gradients_of_the_two_pass_form(coupling):
     v = bare.get_v(data.next_obs) + ALPHA * torch.minimum(b1(data.next_obs), b2(data.next_obs))
     y = (data.reward + 0.9 * (1 - data.terminated) * v).detach()
     obs, act = torch.cat([data.obs, data.obs]), torch.cat([data.act, data.act])
-    u, log_det = policy.inverse(obs, act)
-    flow_q = log_det - 0.5 * (u / policy.log_sigma(obs).exp()).square().sum(dim=1)
+    scaled_z, log_det = policy.inverse(obs, act)
+    flow_q = log_det - 0.5 * (scaled_z / policy.log_sigma(obs).exp()).square().sum(dim=1)
     shift = torch.cat([policy.shifts[0](data.obs), policy.shifts[1](data.obs)])
     two_pass_q = ALPHA * (flow_q[:, None] + shift)
     two_pass_loss = F.mse_loss(two_pass_q, torch.cat([y, y]))

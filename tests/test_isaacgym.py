@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import math
 import os
 import re
 import signal
@@ -75,7 +76,7 @@ def test_a_step_reads_nothing_back_from_its_device():
         torch.empty(8, device="meta"),
         torch.empty(8, device="meta") > 0,
     )
-    rb.add(obs, obs, agent.act(obs), reward, done, done)
+    rb.add(obs, obs, agent.draw(obs), reward, done, done)
     statistics.add(reward, done, done)
     agent.normalizer.update(obs)
     data = rb.sample(16)
@@ -127,7 +128,7 @@ def test_no_pair_crosses_an_episode_every_last_observation_is_stored_once_and_fa
     env, episode, t, _ = data.obs.T
     next_env, next_episode, next_t, given = data.next_obs.T
     assert torch.equal(env, next_env) and torch.equal(episode, next_episode) and torch.equal(t + 1, next_t)
-    assert torch.equal(given, data.act[:, 0])  # the action of this very step: nothing stored was changed later
+    assert torch.equal(given, torch.tanh(data.act)[:, 0])  # this very step's action: nothing stored was changed later
     assert torch.equal(data.reward[:, 0], 1000 * env + next_t + 0.5)
     falls = ((env + episode) % 2 == 0) & (next_t == 7)
     assert torch.equal(data.terminated[:, 0].bool(), falls) and falls.any()
@@ -156,12 +157,17 @@ def test_returns_are_those_of_whole_episodes(tmp_path):
 
 
 def test_the_papers_conventions_store_what_it_stored(tmp_path):
-    data, _ = stored(run_stand_in(tmp_path, "--timeouts-terminate", "--keep-spurious", "--normalize-samples")[0])
+    flags = ["--timeouts-terminate", "--keep-spurious", "--normalize-samples", "--clamp-actions"]
+    data, _ = stored(run_stand_in(tmp_path, *flags)[0])
     assert len(data.obs) == 120 * 8  # every step of every environment
     last = (data.next_obs[:, 2] == 10) | (data.next_obs[:, 2] == 7) & ((data.obs[:, 0] + data.obs[:, 1]) % 2 == 0)
     spurious = data.next_obs[:, 2] == 0
     assert spurious.sum() > 50
     assert torch.equal(data.terminated[:, 0].bool(), last)
+    limit = math.atanh(1 - 1e-5)
+    assert data.act.abs().max().item() == pytest.approx(limit, abs=0.01)  # float32 ends near it
+    (tmp_path / "ours").mkdir()
+    assert stored(run_stand_in(tmp_path / "ours")[0])[0].act.abs().max() > limit + 1
 
 
 def test_normalizer_learns_from_each_new_observation_or_as_the_paper_from_samples(tmp_path):
@@ -274,7 +280,7 @@ def test_it_learns_a_task_with_a_known_optimum():
 def test_a_compiled_run_is_the_eager_run_to_rounding(paper, capsys):
     settings = {"make": "test_isaacgym:make_copying", "task": "Copying", "num_envs": 8, "batch_size": 16, "alpha": 0.1}
     settings |= {"total_vector_steps": 30, "random_steps": 5, "learning_starts": 20}
-    settings |= {"normalize_samples": paper, "keep_spurious": paper}
+    settings |= {"normalize_samples": paper, "keep_spurious": paper, "clamp_actions": paper}
     runs = [train(Args(**settings, compile=n < 2, compile_min_vector_steps=31 * (n == 1))) for n in range(3)]
     out = capsys.readouterr().out
     assert out.count("compiled in") == 1, out
