@@ -37,7 +37,8 @@ model_best.pt) and checkpoints to runs/NAME.
 
 Where this file departs from the authors' code (the README says why): both shifts are regressed in one pass of the flow
 (theirs: two, on a doubled batch), V never runs a coupling layer, the log-probability of a sample is the density of that
-very action, a non-finite loss stops the run, and there is no temperature-tuning switch (theirs has no effect).
+very action, actions are stored before tanh (theirs: after, clamped), a non-finite loss stops the run, and there is no
+temperature-tuning switch (theirs has no effect).
 """
 
 import contextlib
