@@ -171,7 +171,7 @@ class Args:
     normalize_samples: bool = False
     """the normaliser learns from the sampled batches at every update (paper); default: from each new observation"""
     clamp_actions: bool = False
-    """store actions after tanh, clamped 1e-5 from the bounds (paper); default: before tanh, without loss"""
+    """store atanh of float32 actions, clamped 1e-5 from the bounds (paper); default: the actions before tanh themselves"""
 
     def __post_init__(self):
         settings = {**SHARED_SETTINGS, **PAPER_SETTINGS.get(paper_row(self.task), {})}
@@ -361,8 +361,8 @@ class FlowPolicy(nn.Module):
     """The conditional flow that is Q, V and the policy at once (Eq. 8; architecture: Fig. A6).
 
     Forward (sampling): z ~ N(0, I) -> linear layer sigma(s) * z -> 2 blocks x 2 couplings -> u, and a = tanh(u).
-    obs is (B, S), act is a (B, A) in [-1,1]; Q, V and the shifts are in units of the (soft) return, log_prob in nats.
-    Q and log_prob are those of a, but are given u: where tanh saturates, u could not be had back from a float32 a.
+    obs is (B, S), u and a, in [-1,1], (B, A); Q, V and the shifts are in units of the soft return, log_prob in nats.
+    Q and log_prob are over a, but take u: where tanh saturates, a float32 a does not give u back.
     Raises ValueError if coupling is neither "additive" nor "affine" or num_shifts is not 0, 1 or 2.
     """
 
@@ -429,7 +429,7 @@ class FlowPolicy(nn.Module):
 
     def inverse(self, obs, u, dropout=None):
         """Non-linear layers, u (B, A) -> sigma(s) * z (B, A), log prod_{i in S_n} |det J_i(a,s)| (B,), tanh's too."""
-        # d atanh(a)/da = 1/(1-a^2), with 1 - tanh(u)^2 = 4 / (e^u + e^-u)^2, which does not round to 0
+        # d atanh(a)/da = 1/(1-a^2), and -log(1 - tanh(u)^2) = 2 log cosh(u), written so as not to overflow
         log_det = 2 * (u + nn.functional.softplus(-2 * u) - math.log(2)).sum(dim=1)
         for i, layer in reversed(list(enumerate(self.couplings))):
             u, layer_log_det = layer.inverse(u, obs) if dropout is None else layer.inverse(u, obs, dropout[i])
@@ -530,7 +530,7 @@ class Agent(nn.Module):
 
 
 class Transitions(NamedTuple):
-    """A batch: obs, next_obs (B, S), act (B, A; before tanh), reward and terminated (B, 1), all float32."""
+    """A batch, float32: obs, next_obs (B, S), act (B, A; as stored: here before tanh), reward, terminated (B, 1)."""
 
     obs: torch.Tensor
     next_obs: torch.Tensor
@@ -842,7 +842,7 @@ class Checkpoints:
             raise ValueError("its checksum is not that of its name")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if state["format"] != self.FORMAT:
-            raise ValueError(f"it has format {state['format']}, this script reads format {self.FORMAT}")
+            raise ValueError(f"it has format {state['format']}, this script reads {self.FORMAT}; its own can go on")
         for name, (first, _, checksum) in state["replay_files"].items() if rb else []:
             content = (self.folder / name).read_bytes()
             if zlib.crc32(content) != checksum:
@@ -1235,7 +1235,7 @@ def train(args):
             terminated = done if args.timeouts_terminate else done & ~extras["time_outs"]  # a time limit does not cut
 
             # Algorithm 1: store (s, a, r, s'), the action before tanh
-            finite.logical_and_(torch.isfinite(next_obs).all() & torch.isfinite(reward).all())
+            finite.logical_and_(torch.isfinite(next_obs).all() & torch.isfinite(reward + u.sum(dim=1)).all())
             valid = torch.ones_like(done) if args.keep_spurious else ~spurious
             stored_u = policy.pre_tanh(torch.tanh(u)) if args.clamp_actions else u
             rb.add(obs, next_obs, stored_u, reward, terminated, valid)

@@ -67,11 +67,11 @@ class GaussianActor(nn.Module):
         self.mean, self.log_std = nn.Parameter(torch.zeros(act_dim)), nn.Parameter(torch.full((act_dim,), -1.0))
 
     def sample(self, number):
-        """Actions (number, A) and their log-densities (number,)."""
+        """u (number, A) of actions tanh(u), and the log-densities (number,) of these."""
         normal = torch.distributions.Normal(self.mean, self.log_std.exp())
         u = normal.rsample((number,))
         log_det = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))  # log(1 - tanh(u)^2)
-        return torch.tanh(u), (normal.log_prob(u) - log_det).sum(dim=1)
+        return u, (normal.log_prob(u) - log_det).sum(dim=1)
 
 
 def fit_actor(q_of, act_dim, alpha, steps=2_000):
@@ -79,8 +79,8 @@ def fit_actor(q_of, act_dim, alpha, steps=2_000):
     actor = GaussianActor(act_dim)
     optimizer = torch.optim.Adam(actor.parameters(), lr=1e-2)
     for _ in range(steps):
-        act, log_prob = actor.sample(256)
-        loss = (alpha * log_prob - q_of(act)).mean()
+        u, log_prob = actor.sample(256)
+        loss = (alpha * log_prob - q_of(u)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -92,26 +92,26 @@ def estimation_errors(policy, args):
     obs, alpha, act_dim = torch.zeros(1, 2), policy.alpha, policy.act_dim
     exact = policy.get_v(obs)[0, 0].item()  # Eq. 8
 
-    def q_of(act):
-        return policy.get_q(obs.expand(len(act), -1), policy.pre_tanh(act))[:, 0]
+    def q_of(u):
+        return policy.get_q(obs.expand(len(u), -1), u)[:, 0]
 
     actor = fit_actor(q_of, act_dim, alpha)
 
     @torch.no_grad()
     def sql(number):  # importance sampling from the uniform density 1 / 2^A
-        act = 2 * torch.rand(number, act_dim) - 1
-        return alpha * (torch.logsumexp(q_of(act) / alpha, 0) - math.log(number) + act_dim * math.log(2)).item()
+        u = policy.pre_tanh(2 * torch.rand(number, act_dim) - 1)
+        return alpha * (torch.logsumexp(q_of(u) / alpha, 0) - math.log(number) + act_dim * math.log(2)).item()
 
     @torch.no_grad()
     def sac(number):
-        act, log_prob = actor.sample(number)
-        return (q_of(act) - alpha * log_prob).mean().item()
+        u, log_prob = actor.sample(number)
+        return (q_of(u) - alpha * log_prob).mean().item()
 
     @torch.no_grad()
     def meow(number):  # the same, with MEow's own policy: every single sample is V
         states = obs.expand(number, -1)
         u = policy.draw(states)
-        return (policy.get_q(states, u)[:, 0] - alpha * policy.log_prob(states, u)).mean().item()
+        return (q_of(u) - alpha * policy.log_prob(states, u)).mean().item()
 
     estimators = {"SQL: uniform proposal": sql, "SAC: fitted Gaussian actor": sac, "MEow's own policy": meow}
     errors = {name: [] for name in estimators}

@@ -381,7 +381,7 @@ def spoil(path, how):
         path.write_bytes(raw)
     elif how == "other format":
         state = torch.load(path, weights_only=True)
-        rewrite(path, state | {"format": 3})
+        rewrite(path, state | {"format": Checkpoints.FORMAT + 1})
     elif how == "no checkpoint at all":
         rewrite(path, {"hello": 1})
 
@@ -442,7 +442,7 @@ class Bomb:
 
 def test_nothing_in_a_checkpoint_or_model_can_run_code(ended_run):
     folder = ended_run / "checkpoints"
-    rewrite(step_file(ended_run, 240), {"format": 2, "bomb": Bomb()})
+    rewrite(step_file(ended_run, 240), {"format": Checkpoints.FORMAT, "bomb": Bomb()})
     content = pickle.dumps(Bomb())
     (folder / f"step_{260:012d}_{zlib.crc32(content):08x}.pt").write_bytes(content)
     state = torch.load(step_file(ended_run, 220), weights_only=True)

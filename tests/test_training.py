@@ -55,7 +55,7 @@ def test_no_stored_pair_crosses_an_episode_and_only_termination_cuts(buffers):
     assert (next_obs[:, 1] == 10).any() and (next_obs[:, 1] == 7).any()
 
 
-def test_stored_actions_are_before_tanh_and_the_env_gets_its_own_bounds(buffers):
+def test_stored_actions_are_before_tanh_and_the_env_gets_its_own_bounds(buffers, monkeypatch):
     env = make_env("Counting-v0", 0, 0, False, "")()
     env.reset(seed=0)
     for action in ([-1.0, 1.0], [0.0, 0.5]):
@@ -66,8 +66,11 @@ def test_stored_actions_are_before_tanh_and_the_env_gets_its_own_bounds(buffers)
     humanoid.step(np.ones(17, dtype=np.float32))
     np.testing.assert_allclose(humanoid.unwrapped.data.ctrl, 0.4, atol=1e-6)
     humanoid.close()
+    given, step = [], meow.SyncVectorEnv.step
+    monkeypatch.setattr(meow.SyncVectorEnv, "step", lambda self, act: given.append(act) or step(self, act))
     train(small_args())
     act = torch.tanh(buffers[0].rows[:300].split(buffers[0].widths, dim=1)[2])
+    np.testing.assert_allclose(np.concatenate(given[-300:]), act, atol=1e-6)
     assert act[:50].abs().max() > 0.9 and act[:50].mean(dim=0).abs().max() < 0.3  # uniform before learning
 
 
