@@ -171,7 +171,7 @@ class Args:
     normalize_samples: bool = False
     """the normaliser learns from the sampled batches at every update (paper); default: from each new observation"""
     clamp_actions: bool = False
-    """store atanh of float32 actions, clamped 1e-5 from the bounds (paper); default: the actions before tanh themselves"""
+    """store atanh of float32 actions, clamped 1e-5 from the bounds (paper); default: the actions before tanh"""
 
     def __post_init__(self):
         settings = {**SHARED_SETTINGS, **PAPER_SETTINGS.get(paper_row(self.task), {})}
