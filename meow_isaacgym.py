@@ -1164,8 +1164,8 @@ def train(args):
         def check_finite(step):
             if not bool(finite):
                 raise FloatingPointError(
-                    "an observation, a reward, the loss or its gradient is not finite after the last log or checkpoint "
-                    f"before vector step {step:,}: a smaller --learning-rate or larger --alpha may help"
+                    "an observation, action, reward, the loss or its gradient is not finite after the last log or "
+                    f"checkpoint before vector step {step:,}: a smaller --learning-rate or larger --alpha may help"
                 )
 
         def write(what, function, *arguments):

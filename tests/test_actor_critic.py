@@ -221,6 +221,8 @@ def test_the_flow_critic_is_meows_and_its_shifts_change_no_gradient(lrs, heads):
     agent, obs = random_agent(critic="flow", lrs=lrs), random_batch(16).obs
     assert isinstance(agent.critic, FlowPolicy) and agent.critic.alpha == 0.25
     assert (agent.critic.sigma_min, agent.critic.sigma_max) == (-5.0, -0.3)
+    act = torch.rand(16, ACT_DIM, dtype=torch.float64) * 2 - 1
+    torch.testing.assert_close(agent.critic.get_q(obs, act), FlowPolicy.get_q(agent.critic, obs, torch.atanh(act)))
     bare = copy.deepcopy(agent.critic)
     bare.shifts = torch.nn.ModuleList()
     grads = []

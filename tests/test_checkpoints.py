@@ -571,6 +571,14 @@ def test_save_model_can_be_left_out_and_made_up_for():
     assert torch.equal(load_policy(run_dir)[0].vector, policy.vector)
 
 
+def test_playing_computes_as_training_did(ended_run, monkeypatch):
+    """Other matrix routines round otherwise, and the episodes would not be the evaluation's."""
+    devices = []
+    monkeypatch.setattr(meow, "use_onednn", devices.append)
+    meow.play(meow.stored_args(Args(evaluate=str(ended_run), eval_episodes=1)))
+    assert devices == [torch.device("cpu")]
+
+
 def test_a_model_stays_loadable_at_every_moment_of_its_replacement(ended_run, monkeypatch):
     """A kill between the renames of the two files leaves a new .pt, an old .json and the new one's temporary file."""
     old, _ = load_policy(ended_run)

@@ -180,6 +180,14 @@ def test_normalizer_learns_from_each_new_observation_or_as_the_paper_from_sample
     assert state["learning"]["normalizer_count"] == pytest.approx((120 - 10) * 2 * 32, abs=1e-3)
 
 
+def test_an_infinite_action_ends_the_run(monkeypatch):
+    """tanh hides it from the simulator: in the buffer it would end the run when it is drawn, or every resumed one."""
+    settings = {"make": "test_isaacgym:make_copying", "task": "Copying", "num_envs": 8, "batch_size": 16, "alpha": 0.1}
+    monkeypatch.setattr(meow_isaacgym.Agent, "draw", lambda self, obs: torch.full((8, self.policy.act_dim), math.inf))
+    with pytest.raises(FloatingPointError, match="before vector step 12"):
+        train(Args(**settings, total_vector_steps=30, random_steps=11, learning_starts=20, log_frequency=12))
+
+
 def test_the_stand_in_insists_on_the_import_order(tmp_path):
     code = "import torch, meow_isaacgym as m; m.train(m.Args())"
     env = os.environ | {"PYTHONPATH": f"{STAND_IN}:{ROOT}"}
