@@ -127,7 +127,7 @@ class Swish(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear, compiled faster where it has few inputs or outputs (at most NARROW). (B, in) -> (B, out)."""
+    """nn.Linear with a bias, compiled faster if narrow or with fewer inputs than outputs. (B, in) -> (B, out)."""
 
     NARROW = 8
 
@@ -207,7 +207,7 @@ class FlowPolicy(nn.Module):
     """The conditional flow that is Q, V and the policy at once (Eq. 8; architecture: Fig. A6).
 
     Forward (sampling): z ~ N(0, I) -> linear layer sigma(s) * z -> 2 blocks x 2 couplings -> u, and a = tanh(u).
-    obs is (B, S), u and a, in [-1,1], (B, A); Q, V and the shifts are in units of the soft return, log_prob in nats.
+    obs is (B, S), u (B, A), a in [-1,1] (B, A); Q, V and the shifts are in units of the soft return, log_prob in nats.
     Q and log_prob are over a, but take u: where tanh saturates, a float32 a does not give u back.
     Raises ValueError if coupling is neither "additive" nor "affine" or num_shifts is not 0, 1 or 2.
     """

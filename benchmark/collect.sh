@@ -7,7 +7,11 @@ set -euo pipefail
 (($#)) || { echo "usage: benchmark/collect.sh runs/benchmark/SCALE [ENV/SYSTEM ...]" >&2; exit 2; }
 from=${1%/} results=$(dirname "${BASH_SOURCE[0]}")/results
 shift
+[[ -d $from ]] || { echo "runs/benchmark/SCALE must be a folder, got $from" >&2; exit 2; }
 (($#)) || set -- $(cd "$from" && ls -d */*/ | grep -v '^figures/')
+for system in "$@"; do
+  compgen -G "$from/${system%/}/seed_*/job.json" >/dev/null || { echo "ENV/SYSTEM must have runs in $from, got $system" >&2; exit 2; }
+done
 for system in "$@"; do
   for job in "$from/${system%/}"/seed_*/; do
     to=$results/${system%/}/$(basename "$job")

@@ -5,7 +5,7 @@
 #
 # Expect: without shifts the flow itself has to carry the size of the return, so the product over the non-linear layers
 # grows and decays by orders of magnitude; with shifts it stays tame (the paper; not so in our 200,000 steps, see README).
-# Hardware: one CPU core a worker, 3 GB of memory.
+# Hardware: one CPU core a worker, 1 GB of memory.
 # Length: 2 systems x 5 seeds x 1.5M steps, on one core about 2 hours a seed with shifts and less without (benchmark/README.md).
 source "$(dirname "$0")/launch.sh"
 

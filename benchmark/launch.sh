@@ -76,7 +76,8 @@ train() {
   ((failed < 2)) || exit $failed
   case " ${runner[*]} " in
     *" --dry-run "*) exit 0 ;;
-    *" --slurm-"*) echo "when the array has ended, the same line without Slurm's options draws the figure"; exit 0 ;;
+    *" --slurm-"*) ((failed)) && exit $failed
+      echo "when the array has ended, the same line without Slurm's options draws the figure"; exit 0 ;;
   esac
 }
 

@@ -41,6 +41,8 @@ PAPER = Path(__file__).parent / "paper"  # mean curves of 5 seeds, read off the 
 # Steps where the reading took the line's sample in the picture's legend for the curve: flat, far from both sides.
 MISREAD = {("Hopper-v4", "MEow"): (885_000, 975_000)}
 MISREAD |= {("Ant", "MEow"): (590_000, 650_000), ("Ant", "SAC"): (590_000, 650_000)}
+# Where the curve lies under others it was read as one low constant, with jumps of 2,000 where it shows.
+MISREAD |= {("Humanoid-v4", "TD3"): (700_000, 5_000_000)}
 PAPER_NAMES = {"meow": "MEow", "meow_continuous_action": "MEow", "meow_isaacgym": "MEow"}
 PAPER_NAMES |= {name.lower(): name for name in ("SAC", "TD3", "DDPG", "PPO", "SQL")}
 
@@ -50,6 +52,7 @@ EDGE = {"markeredgecolor": "white", "markeredgewidth": 0.7}  # without colour a 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*")
 LABELS = {
     RETURN: "undiscounted return",
+    "charts/episodic_return": "return of training episodes",
     "flow/log_det_nonlinear": r"$\log_{10} \prod_{i \in S_n} |\det J_i|$",
     "flow/log_det_linear": r"$\log_{10} \prod_{i \in S_l} |\det J_i|$",
 }
@@ -204,6 +207,11 @@ def read_scalars(folder):
     return scalars
 
 
+def points_of(run, key):
+    """[(step, value), ...] of a key other than the return. A W&B export has nothing else."""
+    return read_scalars(run.path).get(key, []) if run.config else zip(run.steps, run.returns, strict=True)
+
+
 def with_means(run, points, every):
     """The run with, in place of its returns, the means of [(step, value), ...] over bins of `every` steps.
 
@@ -245,14 +253,8 @@ def load_runs(args, key=RETURN, every=None):
         if not found:
             raise UsageError(f"--runs {root} must contain a config.json beside an evaluations.csv or returns.csv")
         folders |= {folder.resolve(): folder for folder in found}  # folders that overlap are no second run
-    for folder in folders.values():
-        run = load_run(folder)
-        runs.append(run if key == RETURN else with_means(run, read_scalars(folder).get(key, []), every))
-    for path in args.wandb_csv:
-        for run in load_wandb_csv(path, key):
-            points = zip(run.steps, run.returns, strict=True)
-            runs.append(run if key == RETURN else with_means(run, points, every))
-
+    runs += [load_run(folder) for folder in folders.values()]
+    runs += [run for path in args.wandb_csv for run in load_wandb_csv(path, key)]
     runs.sort(key=lambda run: (run.env, run.system, run.seed))
     for flag, names, field in (("--systems", args.systems, "system"), ("--env-ids", args.env_ids, "env")):
         groups = grouped(runs, field)
@@ -261,6 +263,8 @@ def load_runs(args, key=RETURN, every=None):
                 raise UsageError(f"{flag} must be among those of the runs ({', '.join(groups)}), got {name}")
         runs = [run for name in names or groups for run in groups[name]]
     check_comparable(runs)
+    if key != RETURN:  # only now: a run's logs are large
+        runs = [with_means(run, points_of(run, key), every) for run in runs]
     if args.max_steps is not None:
         runs = [up_to(run, args.max_steps) for run in runs]
     for run in runs:

@@ -25,7 +25,8 @@ interpolated between the points read. A cell without runs is empty.
 
 ## Last evaluation
 
-The mean over seeds of the evaluation at that step.
+The mean over seeds of the evaluation at that step. In a parallel task there is no evaluation: the mean return of the
+last 100 training episodes, with sampled actions, stands for it here and below.
 
 {last}
 

@@ -1,5 +1,6 @@
 """Runs that survive: killed anywhere and resumed, a run is to the bit the one that was never interrupted."""
 
+import collections
 import contextlib
 import csv
 import hashlib
@@ -161,6 +162,49 @@ class GlobalNoiseEnv(gym.Env):
         return obs, float(obs.sum() + action[0]), False, False, {}
 
 
+class TensorEnv(HiddenEnv):
+    """Counts its steps in a tensor."""
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        self.total = torch.zeros(1)
+        return obs, info
+
+    def step(self, action):
+        self.total = self.total.clone() + 1
+        return self.total.numpy(), 1.0, False, False, {}
+
+
+class VisitsEnv(HiddenEnv):
+    """Counts its steps in a kind of dict that cannot be made anew without knowing its default."""
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        self.visits = collections.defaultdict(int)
+        return obs, info
+
+    def step(self, action):
+        self.visits[len(self.visits)] += 1
+        return np.array([len(self.visits)], np.float32), 1.0, False, False, {}
+
+
+class BrittleEnv(VisitsEnv):
+    """Fails in the first step after another's state was put in."""
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        self.steps, self.own_steps = 0, iter(range(10**9))
+        return obs, info
+
+    def step(self, action):
+        assert self.steps == next(self.own_steps)
+        self.steps += 1
+        return super().step(action)
+
+
+gym.register("Tensor-v0", entry_point=TensorEnv, max_episode_steps=37)
+gym.register("Visits-v0", entry_point=VisitsEnv, max_episode_steps=37)
+gym.register("Brittle-v0", entry_point=BrittleEnv, max_episode_steps=37)
 gym.register("Hidden-v0", entry_point=HiddenEnv, max_episode_steps=37)
 gym.register("HiddenStream-v0", entry_point=HiddenStreamEnv, max_episode_steps=37)
 gym.register("Noise-v0", entry_point=lambda: gym.wrappers.TimeLimit(GlobalNoiseEnv(), 33), max_episode_steps=50)
@@ -168,7 +212,9 @@ gym.register("Noise-v0", entry_point=lambda: gym.wrappers.TimeLimit(GlobalNoiseE
 
 def test_what_an_environment_keeps_across_episodes_and_draws_globally_is_restored():
     assert meow.env_state_is_whole(Args(env_id="Noise-v0"))
-    assert not meow.env_state_is_whole(Args(env_id="HiddenStream-v0"))
+    assert meow.env_state_is_whole(Args(env_id="Tensor-v0"))
+    for env_id in ("HiddenStream-v0", "Visits-v0", "Brittle-v0"):
+        assert not meow.env_state_is_whole(Args(env_id=env_id))
     settings = {"env_id": "Counting-v0", "eval_frequency": 50}
     expected = content(train(small_args(**settings)).run_dir)
     run_dir = train(small_args(exp_name="cut", **settings)).run_dir
@@ -249,7 +295,7 @@ def test_20_kills_at_random_moments_change_nothing(tmp_path, reference):
             child.kill()
             child.join()
             kills += 1
-        resumes += 1
+        resumes += newest(folder) is not None
         finish(folder, reference)
 
 
@@ -317,6 +363,23 @@ def test_a_stop_signal_writes_a_checkpoint_and_says_how_to_go_on(number, tmp_pat
     assert result.returncode == 0, result.stderr
     (uninterrupted,) = whole.glob("runs/*")
     assert_same(run_dir, content(uninterrupted))
+
+
+def test_a_stop_signal_while_a_checkpoint_is_written_is_answered_in_full(reference, monkeypatch):
+    def save_and_be_told(*args):
+        save(*args)
+        if not signals:
+            signals.append(signal.raise_signal(signal.SIGTERM))
+
+    save, signals = Checkpoints.save, []
+    monkeypatch.setattr(Checkpoints, "save", save_and_be_told)
+    with pytest.raises(SystemExit) as stopped:
+        train(small_args())
+    assert stopped.value.code == 128 + signal.SIGTERM
+    (run_dir,) = Path("runs").glob("*")
+    assert (run_dir / "model.pt").exists()
+    resumed(run_dir)
+    assert_same(run_dir, reference)
 
 
 def test_a_compiled_run_resumes_to_the_bit(tmp_path):

@@ -168,7 +168,9 @@ def test_a_videos_folder_that_cannot_be_written_is_refused(tmp_path):
 
 
 def test_tracking_without_a_login_is_refused(tmp_path):
-    result = run("--env-id", "Pendulum-v1", *SHORT, "--track", cwd=tmp_path, WANDB_MODE="")
+    nowhere = {"WANDB_API_KEY": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_MODE": ""}
+    nowhere["WANDB_BASE_URL"] = "http://127.0.0.1:1"
+    result = run("--env-id", "Pendulum-v1", *SHORT, "--track", cwd=tmp_path, **nowhere)
     assert_refused(result, "--track", tmp_path, "WANDB_MODE=offline")
     assert not list((tmp_path / "runs").iterdir())
 

@@ -1,4 +1,4 @@
-"""The CUDA path against the CPU's. Skipped where there is no CUDA device."""
+"""The CUDA path against the CPU's. What needs a CUDA device is skipped where there is none."""
 
 import copy
 
@@ -10,7 +10,7 @@ import meow_continuous_action as meow
 import meow_isaacgym
 from meow_continuous_action import Adam, Args, CudaGraph, FlowPolicy, ReplayBuffer, SoftQLoss, learn_and_act, train
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 RATES = 0.99, 0.005, 30.0
 
 
@@ -30,36 +30,44 @@ def filled_buffer(device):
     rows = torch.rand(1000, 27, generator=torch.Generator().manual_seed(1)) * 1.8 - 0.9
     rows[:, -1] = (rows[:, -1] > 0.5).float()
     rb.rows.copy_(rows)
-    rb.pos = rb.size = 500
+    rb.added = 500
     rb.filled.fill_(500)
     return rb
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_steps_on_the_gpu_equal_those_on_the_cpu(compiled):
+@pytest.mark.parametrize(
+    "device, compiled",
+    [
+        ("cpu", False),  # so that this file runs, as far as it can, on every machine
+        pytest.param("cuda", False, marks=needs_cuda),
+        pytest.param("cuda", True, marks=needs_cuda),
+    ],
+)
+def test_steps_on_the_gpu_equal_those_on_the_cpu(device, compiled):
     nets, rb = policy_and_target(), filled_buffer("cpu")
-    cpu, gpu = learner(nets, "cpu"), learner(nets, "cuda")
+    cpu, gpu = learner(nets, "cpu"), learner(nets, device)
     step = learn_and_act
     if compiled:
-        data = meow.Transitions(*rb_columns(rb.sample(256), rb))
-        inputs = torch.zeros(1, 11, device="cuda"), torch.zeros(1, 3, device="cuda")
+        data = meow.Transitions(*rb_columns(rb.sample(256), rb, device))
+        inputs = torch.zeros(1, 11, device=device), torch.zeros(1, 3, device=device)
         step = meow.compile_or_eager(Args(), learn_and_act, gpu[0], data, *inputs)
     assert not compiled or step is not learn_and_act
     for _ in range(5):
         inputs = rb.sample(256), nets[0].dropout_masks(256), torch.randn(1, 11), torch.randn(1, 3)
         data, dropout, obs, z = inputs
         q, numbers = learn_and_act(*cpu, data, *RATES, dropout, obs, z)
-        gpu_data = meow.Transitions(*rb_columns(data, rb))
-        gpu_q, gpu_numbers = step(*gpu, gpu_data, *RATES, dropout.cuda(), obs.cuda(), z.cuda())
+        gpu_data = meow.Transitions(*rb_columns(data, rb, device))
+        gpu_q, gpu_numbers = step(*gpu, gpu_data, *RATES, *(tensor.to(device) for tensor in (dropout, obs, z)))
         torch.testing.assert_close(gpu_q.cpu(), q, atol=1e-3, rtol=1e-4)
         torch.testing.assert_close(gpu_numbers.cpu(), numbers, atol=1e-3, rtol=1e-4)
 
 
-def rb_columns(data, rb):
-    """A batch on the GPU with the strides that the buffer's batches have."""
-    return torch.cat(list(data), dim=1).cuda().split(rb.widths, dim=1)
+def rb_columns(data, rb, device):
+    """A batch on the device with the strides that the buffer's batches have."""
+    return torch.cat(list(data), dim=1).to(device).split(rb.widths, dim=1)
 
 
+@needs_cuda
 def test_a_replayed_graph_equals_the_steps_it_captured():
     """Ten steps with their own draws: three as they are, the others replayed."""
     nets, vectors = policy_and_target(), []
@@ -84,6 +92,7 @@ def test_a_replayed_graph_equals_the_steps_it_captured():
     torch.testing.assert_close(vectors[1], vectors[0], atol=1e-3, rtol=1e-4)
 
 
+@needs_cuda
 def test_a_run_with_everything_on_the_gpu(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = {"env_id": "Counting-v0", "total_timesteps": 200, "learning_starts": 50, "batch_size": 8}
@@ -92,6 +101,7 @@ def test_a_run_with_everything_on_the_gpu(tmp_path, monkeypatch):
     assert len(result.evaluations) == 5
 
 
+@needs_cuda
 @pytest.mark.parametrize("paper, compile_from", [(False, 0), (True, 0), (False, 20_000)])
 def test_the_parallel_script_learns_as_one_graph(paper, compile_from, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
 
@@ -31,7 +32,7 @@ def command_lines(name):
 
 def test_every_figure_has_its_launcher():
     names = "1_jacobian 2_multigoal 3_mujoco 4_isaacgym 4_mujoco_tasks 6_ablation 7_deterministic A1_affine"
-    names += " A2_actor_critic A3_tau A4_sac_lrs"
+    names += " A2_actor_critic A3_tau A4_sac_lrs A5_training_curves"
     assert LAUNCHERS == sorted(f"fig{name}.sh" for name in names.split())
     assert all(os.access(ROOT / "benchmark" / name, os.X_OK) for name in LAUNCHERS)
 
@@ -51,6 +52,42 @@ def test_command_lines_parse_and_spell_out_what_the_scripts_take_from_the_papers
         defaults = vars(tyro.cli(module.Args, args=least))
         if "MultiGoal" not in flags[flags.index(least[0]) + 1]:  # a task that is in no script's table
             assert {key for key, value in vars(args).items() if value != defaults[key]} <= free, flags
+
+
+# What an --exp-name promises, where it is not the script's default.
+MEANING = {
+    "meow_vanilla": {"num_shifts": 0},
+    "meow_lrs": {"num_shifts": 1},
+    "meow_affine": {"coupling": "affine", "num_shifts": 2},
+    "meow_affine_no_lrs": {"coupling": "affine", "num_shifts": 0},
+    "meow_stochastic": {"eval_deterministic": False},
+    "ecga": {"critic": "energy", "actor": "gaussian", "lrs": False},
+    "ecfa": {"critic": "energy", "actor": "flow", "lrs": False},
+    "fcga": {"critic": "flow", "actor": "gaussian"},
+    "fcfa": {"critic": "flow", "actor": "flow"},
+    "sac_lrs": {"critic": "energy", "actor": "gaussian", "lrs": True},
+    **{f"meow_tau_{tau}": {"tau": tau} for tau in (0.0001, 0.0005, 0.003, 0.005)},
+    **{name: {"algo": name} for name in ("td3", "ddpg", "ppo")},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in LAUNCHERS if name != "fig2_multigoal.sh"])
+def test_a_system_is_what_its_name_says_and_what_is_trained_is_what_is_drawn(name):
+    trained = set()
+    for _, script, *flags in command_lines(name):
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        args = tyro.cli(module.Args, args=flags)
+        default = {"meow_continuous_action": {"num_shifts": 2, "coupling": "additive", "eval_deterministic": True}}
+        default |= {"meow_isaacgym": {"num_shifts": 2, "coupling": "additive"}, "benchmark.baselines": {"algo": "sac"}}
+        expected = default.get(module.__name__, {}) | MEANING.get(args.exp_name, {})
+        assert args.exp_name in MEANING or args.exp_name in ("meow", "sac", "sql"), flags
+        assert {key: getattr(args, key) for key in expected} == expected, flags
+        environment = args.env_id if hasattr(args, "env_id") else args.task
+        assert (environment, args.exp_name) not in trained, flags
+        trained.add((environment, args.exp_name))
+    draw = re.search(r"^draw .*$", (ROOT / "benchmark" / name).read_text(), re.M)[0]
+    drawn = {flag: re.search(rf"--{flag} ((?:(?!--)\S+ ?)+)", draw)[1].split() for flag in ("env-ids", "systems")}
+    assert trained == {(env, system) for env in drawn["env-ids"] for system in drawn["systems"]}
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -109,6 +146,22 @@ def smoke_repository(tmp_path_factory):
     return folder
 
 
+def test_a_failed_submission_is_told(smoke_repository, tmp_path):
+    (tmp_path / "sbatch").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    options = ["--quick", "--", "--slurm-template-path", "benchmark/slurm_template.sh"]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    result = launch("fig6_ablation.sh", *options, cwd=smoke_repository, PATH=f"{Path(sys.executable).parent}:{path}")
+    assert result.returncode == 1 and "has ended" not in result.stdout
+
+
+def drawing(path):
+    """An SVG's text without its numbers, and these: machines may differ in the last digit."""
+    number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+    text = path.read_text()
+    return re.sub(number, "#", text), np.array(re.findall(number, text), dtype=float)
+
+
 def test_results_are_drawn_and_reported_from_the_committed_files_by_one_command(tmp_path):
     shutil.copytree(ROOT / "benchmark", tmp_path / "benchmark", ignore=shutil.ignore_patterns("__pycache__", "*.svg"))
     shutil.copy(ROOT / "meow_continuous_action.py", tmp_path)
@@ -118,8 +171,13 @@ def test_results_are_drawn_and_reported_from_the_committed_files_by_one_command(
     result = launch("results.sh", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert report.read_text() == committed
-    figures = {path.relative_to(tmp_path).with_suffix(".png") for path in tmp_path.rglob("results/**/*.svg")}
-    assert figures and all((ROOT / figure).exists() for figure in figures)
+    figures = {path.relative_to(tmp_path) for path in tmp_path.rglob("results/**/*.svg")}
+    assert figures == {path.relative_to(ROOT) for path in ROOT.glob("benchmark/results/**/*.svg")}
+    for figure in figures:
+        (text, numbers), (committed_text, committed_numbers) = drawing(tmp_path / figure), drawing(ROOT / figure)
+        assert text == committed_text, figure
+        np.testing.assert_allclose(numbers, committed_numbers, atol=0.01, rtol=1e-6, err_msg=str(figure))
+        assert (ROOT / figure.with_suffix(".png")).exists()
 
 
 def test_collect_copies_what_a_report_needs_of_each_run(smoke_repository):
@@ -136,3 +194,11 @@ def test_collect_copies_what_a_report_needs_of_each_run(smoke_repository):
         "config.json": "config.json",
         "evaluations.csv": "evaluations.csv",
     }
+    results = sorted((smoke_repository / "benchmark" / "results").rglob("*"))
+    for folder, system, words in [
+        ("nowhere", [], "must be a folder"),
+        (job.parents[2], ["Some-v4/typo"], "Some-v4/typo"),
+    ]:
+        result = launch("collect.sh", str(folder), *system, cwd=smoke_repository)
+        assert result.returncode == 2 and words in result.stderr
+    assert sorted((smoke_repository / "benchmark" / "results").rglob("*")) == results

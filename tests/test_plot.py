@@ -179,6 +179,16 @@ def test_scalars_from_tensorboard_and_from_their_export(tmp_path):
         load(tmp_path, key="losses/qf_loss")
 
 
+def test_scalars_are_read_of_the_chosen_runs_alone(tmp_path):
+    """All figures' runs share a folder, and their logs would not fit into memory."""
+    for system, text in (("meow", "step,key,value\n50,other,3\n"), ("sac", "step,key,value\n50,other,\n")):
+        (write_run(tmp_path / system, [1, 2], system=system) / "scalars.csv").write_text(text)
+    (run,) = load(tmp_path, key="other", systems=("meow",))
+    assert list(run.returns) == [3]
+    with pytest.raises(plot.UsageError, match="sac/scalars.csv must have numbers"):
+        load(tmp_path, key="other")
+
+
 def test_log_determinants_are_drawn_to_base_10(tmp_path, monkeypatch):
     folder = write_run(tmp_path / "a", [1])
     (folder / "scalars.csv").write_text(f"step,key,value\n50,flow/log_det_linear,{3 * math.log(10)}\n50,other,3\n")

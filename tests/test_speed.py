@@ -37,8 +37,9 @@ def test_speed_measures_ours_and_a_peer_in_turns(tmp_path):
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.stdout.splitlines() if "|" in line]
     ours, peer = rows[2:4]
     assert ours[0] == "ours" and ours[3] == "1.00" and float(ours[1]) > 0
-    assert "peer.py" in peer[0] and float(peer[3]) == pytest.approx(float(peer[1]) / float(ours[1]), abs=0.05)
-    assert 20 < float(peer[1]) < 250  # 200 and a sleep that ends in each pause: it does not run while ours does
+    assert "peer.py" in peer[0] and float(peer[1]) > 0
+    assert float(peer[3]) == pytest.approx(float(peer[1]) / float(ours[1]), rel=0.02, abs=0.05)
+    assert 0 < float(peer[1]) < 250  # no more than the 200 of its sleeps: paused, it is not timed
     parts = {row[0]: float(row[1]) for row in rows[6:]}
     assert {"update and action", "environment", "buffer", "dropout masks", "evaluation"} <= set(parts)
     assert sum(ms for name, ms in parts.items() if name != "whole") == pytest.approx(parts["whole"], abs=0.01)

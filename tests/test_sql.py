@@ -36,7 +36,7 @@ class PointEnv(gym.Env):
         return self.x.copy(), -np.abs(self.x).sum(), False, False, {}
 
 
-gym.register("Point-v0", entry_point=PointEnv, max_episode_steps=STEPS)
+gym.register("SQLPoint-v0", entry_point=PointEnv, max_episode_steps=STEPS)
 
 
 class QFunction(nn.Module):
@@ -301,12 +301,12 @@ def test_a_point_is_brought_to_the_origin(tmp_path, monkeypatch):
     to -1.7 (92 to 93% of the way), deterministic actions -1.1 to -1.2 (96 to 98%).
     """
     monkeypatch.chdir(tmp_path)
-    args = Args(env_id="Point-v0", total_timesteps=1_300, learning_starts=300, eval_deterministic=False)
+    args = Args(env_id="SQLPoint-v0", total_timesteps=1_300, learning_starts=300, eval_deterministic=False)
     args.alpha, args.gamma, args.batch_size, args.learning_rate = 0.02, 0.9, 64, 1e-3
     args.target_update_interval = 50
     agent, _, evaluated = train(args, SQL)
     untrained, trained = evaluated[0][1].mean(), evaluated[-1][1].mean()
-    envs = [gym.make("Point-v0") for _ in range(args.eval_episodes)]
+    envs = [gym.make("SQLPoint-v0") for _ in range(args.eval_episodes)]
     best = meow.evaluate(agent, envs, deterministic=True).mean()
     starts = np.abs([env.reset(seed=seed)[0] for seed, env in enumerate(envs)])
     optimum = -np.mean([np.maximum(0, starts - t * REACH).sum(axis=1) for t in range(1, STEPS + 1)], axis=1).sum()
