@@ -284,6 +284,14 @@ def test_it_learns_a_task_with_a_known_optimum():
     assert meow_isaacgym.play(play).mean() > -1.0  # a random policy's is -13.3
 
 
+def test_playing_with_a_model_that_diverged_is_no_result(monkeypatch):
+    settings = {"make": "test_isaacgym:make_copying", "task": "Copying", "num_envs": 8, "batch_size": 16, "alpha": 0.1}
+    run_dir = train(Args(**settings, total_vector_steps=30, random_steps=5, learning_starts=20)).run_dir
+    monkeypatch.setattr(meow_isaacgym.Agent, "act", lambda self, obs, **_: obs * math.nan)
+    with pytest.raises(FloatingPointError, match="a return is not finite"):
+        meow_isaacgym.play(meow_isaacgym.stored_args(Args(evaluate=run_dir)))
+
+
 @pytest.mark.parametrize("paper", [False, True])
 def test_a_compiled_run_is_the_eager_run_to_rounding(paper, capsys):
     settings = {"make": "test_isaacgym:make_copying", "task": "Copying", "num_envs": 8, "batch_size": 16, "alpha": 0.1}
