@@ -406,6 +406,7 @@ def test_the_papers_settings_are_used_and_told(tmp_path):
     assert (Args(task="AllegroHand").num_envs, Args(task="AllegroHand").batch_size) == (512, 256)
     assert (Args(task="AntMujoco").sigma_max, Args().tau, Args(task="Anymal").alpha) == (2.0, 0.0005, 0.00075)
     assert Args(task="Ingenuity").total_vector_steps == 500_000 and Args(task="Humanoid").sigma_max == -0.3
+    assert Args().max_grad_norm == 2 * 30  # their loss is the mean over both shifts, ours the sum
     _, result = run_stand_in(tmp_path)
     assert "Ant: the paper's settings for Ant, flags win" in result.stdout
     assert "num_envs = 8 (set by you; the table has 128)" in result.stdout
