@@ -965,9 +965,8 @@ def start_logging(args, config, run_dir, state, stack):
         if wandb_id:
             names.update(id=wandb_id, resume="allow")
         try:
-            wandb_id = wandb.init(
-                **names, sync_tensorboard=True, save_code=True, config={**config["args"], **config}
-            ).id
+            names["config"] = {**config["args"], **config}
+            wandb_id = wandb.init(**names, sync_tensorboard=True, save_code=True).id
         except Exception as error:  # no key, no network, bad WANDB_* variables: each its own class
             if state is None:
                 (run_dir / "lock").unlink(missing_ok=True)

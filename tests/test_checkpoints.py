@@ -184,7 +184,7 @@ class VisitsEnv(HiddenEnv):
         return obs, info
 
     def step(self, action):
-        self.visits[len(self.visits)] += 1
+        self.visits[str(len(self.visits))] += 1
         return np.array([len(self.visits)], np.float32), 1.0, False, False, {}
 
 
@@ -213,6 +213,8 @@ gym.register("Noise-v0", entry_point=lambda: gym.wrappers.TimeLimit(GlobalNoiseE
 def test_what_an_environment_keeps_across_episodes_and_draws_globally_is_restored():
     assert meow.env_state_is_whole(Args(env_id="Noise-v0"))
     assert meow.env_state_is_whole(Args(env_id="Tensor-v0"))
+    with pytest.raises(meow.NotPlain):
+        meow.plain(collections.defaultdict(int, a=1))  # a dict in its place would fail later
     for env_id in ("HiddenStream-v0", "Visits-v0", "Brittle-v0"):
         assert not meow.env_state_is_whole(Args(env_id=env_id))
     settings = {"env_id": "Counting-v0", "eval_frequency": 50}

@@ -284,6 +284,19 @@ def test_it_learns_a_task_with_a_known_optimum():
     assert meow_isaacgym.play(play).mean() > -1.0  # a random policy's is -13.3
 
 
+def test_tracking_sends_every_setting_under_its_own_name_and_leaves_nothing_where_it_fails(monkeypatch):
+    def init(**kwargs):
+        sent.update(kwargs)
+        raise RuntimeError("no login")
+
+    sent = {}
+    monkeypatch.setattr("wandb.init", init)
+    with pytest.raises(meow_isaacgym.UsageError, match="no login"):
+        train(Args(make="test_isaacgym:make_copying", task="Copying", num_envs=8, alpha=0.3, track=True))
+    assert sent["config"]["alpha"] == 0.3 and sent["config"]["versions"]["torch"] == torch.__version__
+    assert not list(Path("runs").iterdir())
+
+
 def test_playing_with_a_model_that_diverged_is_no_result(monkeypatch):
     settings = {"make": "test_isaacgym:make_copying", "task": "Copying", "num_envs": 8, "batch_size": 16, "alpha": 0.1}
     run_dir = train(Args(**settings, total_vector_steps=30, random_steps=5, learning_starts=20)).run_dir

@@ -32,7 +32,7 @@ def command_lines(name):
 
 def test_every_figure_has_its_launcher():
     names = "1_jacobian 2_multigoal 3_mujoco 4_isaacgym 4_mujoco_tasks 6_ablation 7_deterministic A1_affine"
-    names += " A2_actor_critic A3_tau A4_sac_lrs A5_training_curves"
+    names += " A2_actor_critic A3_tau A4_sac_lrs"
     assert LAUNCHERS == sorted(f"fig{name}.sh" for name in names.split())
     assert all(os.access(ROOT / "benchmark" / name, os.X_OK) for name in LAUNCHERS)
 

@@ -367,6 +367,7 @@ def test_misread_points_of_the_papers_curves_are_left_out():
     # the file has 380.6 there: the line's sample in the legend
     assert 3363 < report.paper_value("Hopper-v4", "MEow", 930_000) < 3463
     assert report.paper_value("Ant", "SAC", 620_000) > 7000
+    assert report.paper_value("Humanoid-v4", "TD3", 1_000_000) is None  # 79.7, the same to the digit at 65 points
 
 
 def test_interquartile_mean():
