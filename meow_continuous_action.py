@@ -1091,6 +1091,15 @@ def versions_here():
     return {m.__name__: str(m.__version__) for m in (gym, mujoco, np, torch)} | {"python": platform.python_version()}
 
 
+def check_versions(before, now):
+    """Tells if versions ({name: version}) changed since a run's checkpoint. Raises UsageError for another MuJoCo."""
+    old, new = (versions.get("mujoco") for versions in (before, now))
+    if old and new and old != new:  # one curve must be of one simulator
+        raise UsageError(f"--resume needs mujoco {old}, as that run had, got {new}: contacts differ between versions")
+    if before != now:
+        print(f"not to the bit as before: versions were {before}, are {now}", flush=True)
+
+
 def make_run_dir(args):
     """Makes the folder runs/NAME of a new run. Raises UsageError if it cannot be written."""
     while True:
@@ -1126,6 +1135,8 @@ def start_logging(args, config, run_dir, state, stack):
     state: of the checkpoint that the run goes on from, or None: what was logged after it is taken back.
     Returns the SummaryWriter, a function that logs one evaluation (step, seconds, returns) and the id of the W&B run.
     """
+    if state:
+        check_versions(state["versions"], config["versions"])
     wandb_id = state and state["wandb_id"]
     if args.track:
         import wandb
@@ -1223,8 +1234,6 @@ def train(args):
                 raise UsageError(
                     f"--resume needs networks and buffer on {state['devices']}, here they are on {devices}"
                 )
-            if state["versions"] != versions_here():
-                print(f"not to the bit as before: versions were {state['versions']}, are {versions_here()}")
 
         settings = asdict(args) | {"resume": None}
         resumed_at = [*state["resumed_at"], state["step"]] if state else []
@@ -1431,6 +1440,8 @@ def play(args):
     check_env(replace(args, buffer_size=0))
     deterministic, run_name = not args.stochastic, f"{about['run']}-{about['kind']}-eval"
     print(f"{args.evaluate}: {about['kind']} model of {args.env_id}, after {about['step']:,} steps", flush=True)
+    if about["versions"]["mujoco"] != mujoco.__version__:
+        print(f"it was trained with mujoco {about['versions']['mujoco']}, here is {mujoco.__version__}", flush=True)
     envs = [make_env(args.env_id, i, i, args.capture_video, run_name)() for i in range(args.eval_episodes)]
     with contextlib.ExitStack() as stack:
         for env in envs:

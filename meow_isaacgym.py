@@ -924,6 +924,15 @@ def versions_here():
     return versions
 
 
+def check_versions(before, now):
+    """Tells if versions ({name: version}) changed since a run's checkpoint. Raises UsageError for another MuJoCo."""
+    old, new = (versions.get("mujoco") for versions in (before, now))
+    if old and new and old != new:  # one curve must be of one simulator
+        raise UsageError(f"--resume needs mujoco {old}, as that run had, got {new}: contacts differ between versions")
+    if before != now:
+        print(f"not to the bit as before: versions were {before}, are {now}", flush=True)
+
+
 def make_run_dir(args):
     """Makes the folder runs/NAME of a new run. Raises UsageError if it cannot be written."""
     while True:
@@ -957,6 +966,8 @@ def start_logging(args, config, run_dir, state, stack):
     state: of the checkpoint that the run goes on from, or None: what was logged after it is taken back.
     Returns the SummaryWriter, a function that logs (step, seconds, mean return, its std, episodes) and W&B's run id.
     """
+    if state:
+        check_versions(state["versions"], config["versions"])
     wandb_id = state and state["wandb_id"]
     if args.track:
         import wandb
@@ -1079,8 +1090,6 @@ def train(args):
         checkpoints, state = Checkpoints(run_dir / "checkpoints"), None
         if args.resume is not None:
             state = checkpoints.load(rb)
-            if state["versions"] != versions_here():
-                print(f"not to the bit as before: versions were {state['versions']}, are {versions_here()}")
 
         settings = {**asdict(args), "resume": None}
         resumed_at = [*state["resumed_at"], state["step"]] if state else []

@@ -249,6 +249,10 @@ def test_a_resumed_run_keeps_its_settings(monkeypatch, capsys):
     before = Path(run_dir, "config.json").read_text()
     for flag, value in [("--seed", "2"), ("--algo", "td3"), ("--gamma", "0.9"), ("--total-timesteps", "29")]:
         assert_main_refuses(["--resume", run_dir, flag, value], [flag], monkeypatch, capsys)
+    with monkeypatch.context() as patch:
+        versions = meow.versions_here() | {"mujoco": "3.5.0"}
+        patch.setattr(meow, "versions_here", lambda: versions)
+        assert_main_refuses(["--resume", run_dir, "--total-timesteps", "40"], ["got 3.5.0"], monkeypatch, capsys)
     assert Path(run_dir, "config.json").read_text() == before
     monkeypatch.setattr(sys, "argv", ["baselines.py", "--resume", run_dir, *flags, "--total-timesteps", "40"])
     assert baselines.main(Args, train) == 0

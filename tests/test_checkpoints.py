@@ -20,6 +20,7 @@ from pathlib import Path
 
 import conftest  # noqa: F401  registers the small environments in the processes of this file too
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -494,6 +495,17 @@ def test_other_versions_of_the_libraries_are_told(ended_run, capsys):
     assert "not to the bit as before: versions were" in capsys.readouterr().out
 
 
+def test_another_mujoco_is_refused_before_the_run_is_touched(ended_run):
+    state = torch.load(step_file(ended_run, 240), weights_only=True)
+    state["versions"]["mujoco"] = "3.5.0"
+    rewrite(step_file(ended_run, 240), state)
+    before = {path: path.read_bytes() for path in ended_run.rglob("*") if path.is_file()}
+    result = run("--resume", str(ended_run), cwd=".")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert f"--resume needs mujoco 3.5.0, as that run had, got {mujoco.__version__}" in result.stderr
+    assert {path: path.read_bytes() for path in ended_run.rglob("*") if path.is_file()} == before
+
+
 def test_a_folder_without_a_checkpoint(tmp_path):
     result = run("--resume", "runs/none", cwd=tmp_path)
     assert_refused(result, "--resume", tmp_path)
@@ -627,6 +639,17 @@ def test_playback_writes_a_video(tmp_path):
     assert result.returncode == 0, result.stderr
     (video,) = tmp_path.glob("videos/*-last-eval/*.mp4")
     assert video.stat().st_size > 1000 and f"videos/{video.parent.name}" in result.stdout
+
+
+def test_playing_with_another_mujoco_is_told(ended_run, capsys):
+    told = f"it was trained with mujoco 3.5.0, here is {mujoco.__version__}"
+    meow.play(meow.stored_args(Args(evaluate=str(ended_run), eval_episodes=1)))
+    assert told not in capsys.readouterr().out
+    about = json.loads((ended_run / "model.json").read_text())
+    about["versions"]["mujoco"] = "3.5.0"
+    (ended_run / "model.json").write_text(json.dumps(about))
+    meow.play(meow.stored_args(Args(evaluate=str(ended_run), eval_episodes=1)))
+    assert told in capsys.readouterr().out
 
 
 def test_save_model_can_be_left_out_and_made_up_for():
