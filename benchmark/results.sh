@@ -10,6 +10,7 @@ plot() { # FOLDER/NAME OPTIONS...: without the curves over hours, for these runs
 }
 
 plot fig3_mujoco --runs $results/*-v4 --env-ids Hopper-v4 HalfCheetah-v4 Walker2d-v4 Ant-v4 Humanoid-v4 --systems meow
+plot Hopper-v4/fig3_baselines --runs $results/Hopper-v4 --systems meow sac td3 --max-steps 500000
 plot Hopper-v4/fig6_ablation --runs $results/Hopper-v4 --systems meow_vanilla meow_lrs meow --max-steps 200000
 plot Hopper-v4/figA1_affine --runs $results/Hopper-v4 --systems meow meow_affine --max-steps 200000
 plot Hopper-v4/fig1_jacobian --runs $results/Hopper-v4 --systems meow_affine meow_affine_no_lrs --max-steps 200000 \
