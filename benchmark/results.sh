@@ -15,6 +15,7 @@ plot Hopper-v4/fig6_ablation --runs $results/Hopper-v4 --systems meow_vanilla me
 plot Hopper-v4/figA1_affine --runs $results/Hopper-v4 --systems meow meow_affine --max-steps 200000
 plot Hopper-v4/fig1_jacobian --runs $results/Hopper-v4 --systems meow_affine meow_affine_no_lrs --max-steps 200000 \
   --key flow/log_det_nonlinear flow/log_det_linear
+plot mujoco-4.0.0/curve --runs $results/mujoco-4.0.0
 plot compile/curve --runs $results/compile --systems eager compiled one_graph
 plot AntMujoco/curve --runs $results/AntMujoco
 python benchmark/report.py --runs $results/*-v4 $results/AntMujoco --output $results/REPORT.md
