@@ -121,6 +121,8 @@ class Args:
     """compile the update and the action (about a minute once, then seconds); eager where that fails"""
     compile_min_timesteps: int = 20_000
     """runs with fewer timesteps stay eager: they would not win the time to compile back"""
+    cuda_graph: bool = True
+    """on CUDA: replay the buffer's draw, update and action as one captured graph"""
     torch_threads: int = 1
     """threads of PyTorch on the CPU: 1 is best for runs side by side, one a core; more help one run alone a little"""
     track: bool = False
@@ -1185,7 +1187,8 @@ def start_logging(args, config, run_dir, state, stack):
 
 # What a resumed run may change: how long it runs, and what changes none of its numbers but by rounding.
 MAY_CHANGE = {"total_timesteps", "checkpoint_frequency", "save_model", "track", "wandb_project_name", "wandb_entity"}
-MAY_CHANGE |= {"capture_video", "cuda", "torch_threads", "compile", "compile_min_timesteps", "torch_deterministic"}
+MAY_CHANGE |= {"capture_video", "cuda", "cuda_graph", "compile", "compile_min_timesteps"}
+MAY_CHANGE |= {"torch_threads", "torch_deterministic"}
 MAY_CHANGE |= {"resume", "evaluate", "stochastic"}
 
 
@@ -1285,7 +1288,7 @@ def train(args):
 
         if device.type == "cuda" and not rb_on_gpu:
             print("--buffer-size: the replay buffer does not fit on the GPU; steps are not captured in a CUDA graph")
-        if rb_on_gpu and learn_step is not learn_and_act:
+        if rb_on_gpu and args.cuda_graph:
             draw_learn_and_act = CudaGraph(draw_learn_and_act, [rb.generator])
 
         u = None  # the actions before tanh (1, A), once they come with the update before them

@@ -4,10 +4,21 @@ import os
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of scripts that tests start: more threads only get in each other's way
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def gpu_for_test_cuda_alone(request):
+    """Other tests count a step's calls, which a replayed graph does not make, and hold tensors of the CPU beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.name != "test_cuda.py":
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")  # of scripts that tests start
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
 
 
 class CountingEnv(gym.Env):

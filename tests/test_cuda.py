@@ -1,6 +1,8 @@
 """The CUDA path against the CPU's. What needs a CUDA device is skipped where there is none."""
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,7 +78,7 @@ def test_a_replayed_graph_equals_the_steps_it_captured():
         rb, (soft_q_loss, optimizer) = filled_buffer("cuda"), learner(nets, "cuda")
 
         def step(obs, rb=rb, soft_q_loss=soft_q_loss, optimizer=optimizer):
-            data, dropout = rb.sample(256), soft_q_loss.policy.dropout_masks(256)
+            data, dropout = rb.sample(256, "cuda"), soft_q_loss.policy.dropout_masks(256)
             z = torch.randn(1, 3, device="cuda")
             return learn_and_act(soft_q_loss, optimizer, data, *RATES, dropout, obs, z)[1]
 
@@ -93,12 +95,32 @@ def test_a_replayed_graph_equals_the_steps_it_captured():
 
 
 @needs_cuda
-def test_a_run_with_everything_on_the_gpu(tmp_path, monkeypatch):
+@pytest.mark.parametrize("compile_from", [0, 20_000])
+def test_a_run_cut_on_the_gpu_goes_on_there_and_its_model_plays_on_the_cpu(compile_from, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = {"env_id": "Counting-v0", "total_timesteps": 200, "learning_starts": 50, "batch_size": 8}
-    result = train(Args(**settings, buffer_size=1000, eval_episodes=2, eval_frequency=50, compile_min_timesteps=0))
-    assert result.policy.vector.is_cuda and torch.isfinite(result.policy.vector).all()
-    assert len(result.evaluations) == 5
+    settings |= {"buffer_size": 1000, "eval_episodes": 2, "eval_frequency": 50, "checkpoint_frequency": 100}
+    args, replayed = Args(**settings, compile_min_timesteps=compile_from), []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replayed.append(graph) or replay(graph))
+    whole, cut = train(args), train(replace(args, exp_name="cut"))
+    assert whole.policy.vector.is_cuda and len(whole.evaluations) == 5
+    assert len(replayed) == 2 * (149 - 3)
+    (checkpoint,) = Path(cut.run_dir, "checkpoints").glob("step_*200_*.pt")
+    checkpoint.unlink()  # as if it had been killed before step 200
+    resumed = train(replace(args, exp_name="cut", resume=cut.run_dir))
+    assert len(replayed) == 2 * (149 - 3) + 100 - 3
+    torch.testing.assert_close(resumed.policy.vector, whole.policy.vector, atol=1e-3, rtol=1e-4)
+    policy, _ = meow.load_policy(f"{resumed.run_dir}/model.pt")
+    assert torch.equal(policy.vector, resumed.policy.vector.cpu())
+
+
+@needs_cuda
+def test_a_run_without_a_graph_learns_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"env_id": "Counting-v0", "total_timesteps": 100, "learning_starts": 50, "batch_size": 8}
+    vectors = [train(Args(**settings, eval_episodes=1, cuda_graph=graph)).policy.vector for graph in (True, False)]
+    torch.testing.assert_close(vectors[1], vectors[0], atol=1e-3, rtol=1e-4)
 
 
 @needs_cuda
