@@ -64,7 +64,7 @@ def main(args):
     data, dropout = rb.sample(args.batch_size, device), policy.dropout_masks(args.batch_size)
     obs, z = data.obs[:1].clone(), torch.randn(1, args.act_dim, device=device)
     step = meow.learn_and_act
-    if args.compile:
+    if args.compile and device.type == "cpu":
         step = meow.compile_or_eager(settings, step, soft_q_loss, data, obs, z)
 
     def act():

@@ -9,8 +9,8 @@ others are stopped (SIGSTOP), so that all meet the same noise of the machine. Ev
 does before its first step, as compiling does, is not. Then a run of ours in this process is timed part by part, beside
 the matrix products that no update can avoid. Prints Markdown.
 
-The check of the CUDA path, not run so far for want of a GPU (A and L: the absolute paths of the authors' repository
-and of LeanRL's, each with an environment of its own in venv):
+On CUDA (A and L: the absolute paths of the authors' repository and of LeanRL's, each with an environment of its own in
+venv; LeanRL's was not run so far):
 
     pytest tests/test_cuda.py
     python benchmark/speed.py --first-step 20000 --last-step 30000 --slice-seconds 5 --peers \\
