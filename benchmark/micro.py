@@ -1,4 +1,4 @@
-"""Where the time of a learning step goes: update and action of meow_continuous_action.py on random data.
+"""Where the time of a learning step on the CPU goes: update and action of meow_continuous_action.py on random data.
 
     python benchmark/micro.py --obs-dim 11 --act-dim 3            # Hopper-v4; Humanoid-v4: 376 and 17
     python benchmark/micro.py --no-compile
@@ -34,8 +34,6 @@ class Args:
     """transitions in an update"""
     compile: bool = True
     """compile the step, as a training run of 20,000 steps does"""
-    cuda: bool = True
-    """use a CUDA device where there is one"""
     threads: int = 1
     """CPU threads"""
     repeats: int = 20
@@ -50,21 +48,20 @@ def main(args):
     """Prints the times and the profiler's table."""
     torch.set_num_threads(args.threads)
     meow.keep_freed_memory()
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    meow.use_onednn(device)
+    meow.use_onednn(torch.device("cpu"))
     torch._inductor.config.cpp.enable_kernel_profile = True  # names the compiled kernels
     settings = meow.Args(batch_size=args.batch_size)
-    policy, target = (meow.FlowPolicy(args.obs_dim, args.act_dim, 0.25).to(device) for _ in range(2))
+    policy, target = (meow.FlowPolicy(args.obs_dim, args.act_dim, 0.25) for _ in range(2))
     target.requires_grad_(False)
-    rb = meow.ReplayBuffer(100_000, args.obs_dim, args.act_dim, device=device)
+    rb = meow.ReplayBuffer(100_000, args.obs_dim, args.act_dim)
     rb.rows.uniform_(-0.9, 0.9)
     rb.filled.fill_(len(rb.rows))
     soft_q_loss, optimizer = meow.SoftQLoss(policy, target), meow.Adam(policy.vector, settings.learning_rate)
     rates = settings.gamma, settings.tau, settings.max_grad_norm
-    data, dropout = rb.sample(args.batch_size, device), policy.dropout_masks(args.batch_size)
-    obs, z = data.obs[:1].clone(), torch.randn(1, args.act_dim, device=device)
+    data, dropout = rb.sample(args.batch_size), policy.dropout_masks(args.batch_size)
+    obs, z = data.obs[:1].clone(), torch.randn(1, args.act_dim)
     step = meow.learn_and_act
-    if args.compile and device.type == "cpu":
+    if args.compile:
         step = meow.compile_or_eager(settings, step, soft_q_loss, data, obs, z)
 
     def act():
@@ -72,11 +69,11 @@ def main(args):
             return policy(obs, z)
 
     def whole():
-        data, dropout = rb.sample(args.batch_size, device), policy.dropout_masks(args.batch_size)
+        data, dropout = rb.sample(args.batch_size), policy.dropout_masks(args.batch_size)
         return step(soft_q_loss, optimizer, data, *rates, dropout, obs, z)
 
     parts = {
-        "batch from the buffer": lambda: rb.sample(args.batch_size, device),
+        "batch from the buffer": lambda: rb.sample(args.batch_size),
         "dropout masks": lambda: policy.dropout_masks(args.batch_size),
         "update and action": lambda: step(soft_q_loss, optimizer, data, *rates, dropout, obs, z),
         "all three": whole,
@@ -88,19 +85,16 @@ def main(args):
             start = time.perf_counter()
             for _ in range(10):
                 function()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
             times[name].append(1e3 * (time.perf_counter() - start) / 10)
     print("| | ms, median | fastest | slowest |\n|-|-|-|-|")
     for name, ms in times.items():
         print(f"| {name} | {statistics.median(ms):.3f} | {min(ms):.3f} | {max(ms):.3f} |")
-    if device.type == "cpu":
-        print(f"| matrix products of an update alone | {milliseconds_of_products(policy, args.batch_size):.3f} | | |")
+    print(f"| matrix products of an update alone | {milliseconds_of_products(policy, args.batch_size):.3f} | | |")
 
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]) as log:
+    with profile(activities=[ProfilerActivity.CPU]) as log:
         for _ in range(args.profile):
             whole()
-    print(log.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=args.rows))
+    print(log.key_averages().table(sort_by="self_cpu_time_total", row_limit=args.rows))
 
 
 if __name__ == "__main__":

@@ -45,11 +45,10 @@ def test_steps_on_the_gpu_equal_those_on_the_cpu(device):
     nets, rb = policy_and_target(), filled_buffer("cpu")
     cpu, gpu = learner(nets, "cpu"), learner(nets, device)
     for _ in range(5):
-        inputs = rb.sample(256), nets[0].dropout_masks(256), torch.randn(1, 11), torch.randn(1, 3)
-        data, dropout, obs, z = inputs
-        q, numbers = learn_and_act(*cpu, data, *RATES, dropout, obs, z)
-        gpu_data, *gpu_inputs = meow.Transitions(*(x.to(device) for x in data)), dropout, obs, z
-        gpu_q, gpu_numbers = learn_and_act(*gpu, gpu_data, *RATES, *(x.to(device) for x in gpu_inputs))
+        data, inputs = rb.sample(256), (nets[0].dropout_masks(256), torch.randn(1, 11), torch.randn(1, 3))
+        q, numbers = learn_and_act(*cpu, data, *RATES, *inputs)
+        gpu_data = meow.Transitions(*(x.to(device) for x in data))
+        gpu_q, gpu_numbers = learn_and_act(*gpu, gpu_data, *RATES, *(x.to(device) for x in inputs))
         torch.testing.assert_close(gpu_q.cpu(), q, atol=1e-3, rtol=1e-4)
         torch.testing.assert_close(gpu_numbers.cpu(), numbers, atol=1e-3, rtol=1e-4)
 
@@ -79,16 +78,23 @@ def test_a_replayed_graph_equals_the_steps_it_captured():
     torch.testing.assert_close(vectors[1], vectors[0], atol=1e-3, rtol=1e-4)
 
 
+@pytest.fixture
+def replayed(monkeypatch):
+    """The graphs of all replays so far."""
+    graphs, replay = [], torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: graphs.append(graph) or replay(graph))
+    return graphs
+
+
 @needs_cuda
-def test_a_run_cut_on_the_gpu_goes_on_there_and_its_model_plays_on_the_cpu(tmp_path, monkeypatch):
+def test_a_run_cut_on_the_gpu_goes_on_there_and_its_model_plays_on_the_cpu(replayed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     settings = {"env_id": "Counting-v0", "total_timesteps": 200, "learning_starts": 50, "batch_size": 8}
     settings |= {"buffer_size": 1000, "eval_episodes": 2, "eval_frequency": 50, "checkpoint_frequency": 100}
-    args, replayed = Args(**settings), []
-    replay = torch.cuda.CUDAGraph.replay
-    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replayed.append(graph) or replay(graph))
+    args = Args(**settings, compile_min_timesteps=0)
     whole, cut = train(args), train(replace(args, exp_name="cut"))
     assert whole.policy.vector.is_cuda and len(whole.evaluations) == 5
+    assert "compil" not in capsys.readouterr().out
     assert len(replayed) == 2 * (149 - 3)
     (checkpoint,) = Path(cut.run_dir, "checkpoints").glob("step_*200_*.pt")
     checkpoint.unlink()  # as if it had been killed before step 200
@@ -100,20 +106,23 @@ def test_a_run_cut_on_the_gpu_goes_on_there_and_its_model_plays_on_the_cpu(tmp_p
 
 
 @needs_cuda
-def test_a_run_without_a_graph_learns_the_same(tmp_path, monkeypatch):
+def test_a_run_without_a_graph_learns_the_same(replayed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = {"env_id": "Counting-v0", "total_timesteps": 100, "learning_starts": 50, "batch_size": 8}
     vectors = [train(Args(**settings, eval_episodes=1, cuda_graph=graph)).policy.vector for graph in (True, False)]
+    assert len(replayed) == 49 - 3
     torch.testing.assert_close(vectors[1], vectors[0], atol=1e-3, rtol=1e-4)
 
 
 @needs_cuda
 @pytest.mark.parametrize("paper", [False, True])
-def test_the_parallel_script_learns_as_one_graph(paper, tmp_path, monkeypatch):
+def test_the_parallel_script_learns_as_one_graph(paper, replayed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     settings = {"num_envs": 32, "batch_size": 256, "total_vector_steps": 1_500, "random_steps": 50, "tau": 0.01}
     settings |= {"learning_starts": 60, "alpha": 0.01, "log_frequency": 50, "gamma": 0.9, "normalize_samples": paper}
-    args = meow_isaacgym.Args(make="test_isaacgym:make_copying", task="Copying", **settings)
+    make = {"make": "test_isaacgym:make_copying", "task": "Copying"}
+    args = meow_isaacgym.Args(**make, **settings, compile_min_vector_steps=0)
     result = meow_isaacgym.train(args)
-    assert result.agent.policy.vector.is_cuda
+    assert result.agent.policy.vector.is_cuda and len(replayed) > 1_400
+    assert "compil" not in capsys.readouterr().out
     assert result.returns[0][1] < -10 and result.returns[-1][1] > -2  # random actions; sampled ones at the end

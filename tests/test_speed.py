@@ -67,7 +67,7 @@ def test_matrix_products_are_those_of_autograd():
 
 
 def test_micro_prints_times_and_the_profilers_table():
-    result = run("micro.py", "--no-compile", "--no-cuda", "--repeats", "1", "--profile", "1", "--batch-size", "8")
+    result = run("micro.py", "--no-compile", "--repeats", "1", "--profile", "1", "--batch-size", "8")
     assert result.returncode == 0, result.stderr
     assert "| update and action |" in result.stdout and "aten::mm" in result.stdout
 
