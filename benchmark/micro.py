@@ -8,20 +8,13 @@ table of --profile steps, operation by operation; compiled code is one row a ker
 """
 
 import statistics
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import tyro
+from speed import meow, milliseconds_of_products  # speed.py finds the script in the folder above
 from torch.profiler import ProfilerActivity, profile
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from speed import milliseconds_of_products  # noqa: E402
-
-import meow_continuous_action as meow  # noqa: E402
 
 
 @dataclass

@@ -40,7 +40,7 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import meow_continuous_action as meow  # noqa: E402
+import meow_continuous_action as meow  # noqa: E402  the line above lets Python find it
 
 STEPS = re.compile(r"global_step=(\d+)|(\d+)/\d+ \[")  # CleanRL's lines and progress bars such as ours
 
