@@ -6,13 +6,13 @@
     python meow_continuous_action.py --evaluate runs/NAME           # plays episodes with what was learnt
 
 One conditional flow is the soft Q-function, the exact soft value and the sampler at once. Its inverse pass
-g(a|s) = z has non-linear layers S_n (tanh and couplings) and one linear layer S_l (a diagonal scale of the state):
+g(a|s) = z has non-linear layers S_n (tanh and couplings) and one linear layer S_l (a state-dependent diagonal scale):
 
     Q(s,a) =  alpha * log( p_z(g(a|s)) * prod_{i in S_n} |det J_i(a,s)| )                                   (Eq. 8)
     V(s)   = -alpha * log( prod_{i in S_l} |det J_i(s)| )  =  alpha * log integral exp(Q(s,a)/alpha) da     (Eq. 8)
     pi(a|s) = exp((Q(s,a) - V(s)) / alpha),  drawn by running the flow forward from z ~ N(0, I)
     loss   =  E[ 1/2 * (Q(s,a) - (r + gamma * (1 - terminated) * V_target(s')))^2 ]                         (Eq. 9)
-(p_z's constant, alpha * A/2 * log(2 pi), is counted in V: the policy is the same and both move by one constant.)
+(The code counts p_z's constant, alpha * A/2 * log(2 pi), in V: Q and V move together, the policy stays.)
 
 Expected (paper, mean return of 10 greedy episodes): Hopper-v4 1,390 at 150k steps, 3,490 at 1.5M; Humanoid-v4 5,620 at
 1.25M, 6,810 at 5M. A run writes TensorBoard logs, config.json, evaluations.csv, models and a checkpoint to runs/NAME.
@@ -71,7 +71,7 @@ class Args:
     track: bool = False  # track this experiment with Weights and Biases (offline: set WANDB_MODE=offline)
     wandb_project_name: str = "meow"  # the project's name at W&B
     wandb_entity: str | None = None  # the entity (team) of the project at W&B
-    capture_video: bool = False  # film training episodes 0, 1, 8, 27, ... and every 1000th to videos/NAME
+    capture_video: bool = False  # film to videos/NAME: training episodes 0, 1, 8, 27, ...; --evaluate: the first
     # Evaluation (the paper's protocol) and checkpoints
     eval_frequency: int = 10_000  # steps between two evaluations; there is one at step 0 and one at the end too
     eval_episodes: int = 10  # episodes of an evaluation, reset with seeds 0, 1, 2, ...
@@ -117,14 +117,14 @@ class Swish(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear with a bias, compiled faster if narrow or with fewer inputs than outputs. (B, in) -> (B, out)."""
+    """nn.Linear with a bias, written so that narrow layers compile to faster code. (B, in) -> (B, out)."""
 
     def forward(self, x):
         if self.out_features <= 8:
-            # SPEED: -8% of a compiled step: too narrow for a matrix routine, and a sum fuses with what is around it
+            # SPEED: -8% of a compiled step: matrix routines are slow here, and a sum fuses with its neighbours
             return (x[:, None, :] * self.weight).sum(dim=-1) + self.bias
         if self.in_features < self.out_features:
-            # SPEED: through a transposed copy the weight's gradient is x^T g, not g^T x, 2-4x slower for a narrow x
+            # SPEED: with this copy the weight's gradient is x^T g; g^T x is 2 to 4 times slower for a narrow x
             return x @ self.weight.T.contiguous() + self.bias
         return super().forward(x)
 
@@ -156,7 +156,7 @@ class MLP(nn.Sequential):
 
 
 class CouplingLayer(nn.Module):
-    """A non-linear layer of the flow (i in S_n) and hypernetwork (a), which makes its parameters from the state.
+    """A non-linear layer of the flow (i in S_n) and hypernetwork (a), which makes its parameters.
     Coordinates where mask is 1 pass unchanged, and with the state they determine the map of the others:
     u + t (additive, NICE) or u * exp(log_scale) + t (affine, RealNVP). Its Jacobian is triangular."""
 
@@ -219,24 +219,23 @@ class FlowPolicy(nn.Module):
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self.flatten()  # so do copies
+        self.flatten()  # so does copying
 
     def log_sigma(self, obs):
         """Log of the linear layer's diagonal, in [sigma_min, sigma_max]: (B, S) -> (B, A)."""
         return self.sigma_min + 0.5 * (self.sigma_max - self.sigma_min) * (torch.tanh(self.sigma_net(obs)) + 1)
 
     def shift(self, obs):
-        """alpha * b_k(s) of learnable reward shifting (Sec. 3.2), zero without: (B, S) -> (B, max(1, num_shifts))."""
+        """b_k(s) of learnable reward shifting (Sec. 3.2), with its factor alpha: (B, S) -> (B, max(1, num_shifts))."""
         return self.alpha * torch.cat([b(obs) for b in self.shifts] or [obs.new_zeros(len(obs), 1)], dim=1)
 
     def dropout_masks(self, batch):
         """Draws the masks of dropout 0.1 for `batch` rows: (couplings, hypernetworks, hidden layers 2, batch, 64)."""
         shape = (len(self.couplings), 2 if self.couplings[0].log_scale is not None else 1, 2, batch, 64)
-        device = self.couplings[0].mask.device
-        # SPEED: one draw of 16 random bits per unit for all masks: 0.14 ms a step, compiled nn.Dropout 1.3 ms
-        bits = torch.empty(math.prod(shape) // 4, dtype=torch.int64, device=device).random_(-(2**63), None)
+        # SPEED: one draw of 16 random bits per unit for all masks: 0.14 ms per step, compiled nn.Dropout 1.3 ms
+        bits = torch.empty(math.prod(shape) // 4, dtype=torch.int64, device=self.vector.device).random_(-(2**63), None)
         dropped = round(0.1 * 2**16)
-        masks = torch.empty(shape, device=device)
+        masks = torch.empty(shape, device=bits.device)
         torch.ge(bits.view(torch.int16).view(shape), dropped - 2**15, out=masks)
         return masks.div_(1 - dropped / 2**16)
 
@@ -246,7 +245,7 @@ class FlowPolicy(nn.Module):
         return torch.atanh(act.clamp(-1 + 1e-5, 1 - 1e-5))
 
     def inverse(self, obs, u, dropout=None):
-        """Non-linear layers, u (B, A) -> sigma(s) * z (B, A), log prod_{i in S_n} |det J_i(a,s)| (B,), tanh's too."""
+        """Non-linear layers, u (B, A) -> sigma(s) * z (B, A), log prod_{i in S_n} |det J_i(a,s)| (B,), with tanh's."""
         # d atanh(a)/da = 1/(1-a^2), and -log(1 - tanh(u)^2) = 2 log cosh(u), written so as not to overflow
         log_det = 2 * (u + nn.functional.softplus(-2 * u) - math.log(2)).sum(dim=1)
         for i, layer in reversed(list(enumerate(self.couplings))):
@@ -254,7 +253,7 @@ class FlowPolicy(nn.Module):
             log_det = log_det + layer_log_det
         return u, log_det
 
-    def energy(self, obs, u, dropout=None):
+    def log_unnormalized(self, obs, u, dropout=None):
         """log( p_z(g(a|s)) * prod_{i in S_n} |det J_i| ), without p_z's constant: (B, S), (B, A) -> (B,)."""
         scaled_z, log_det = self.inverse(obs, u, dropout)
         return log_det - 0.5 * (scaled_z / self.log_sigma(obs).exp()).square().sum(dim=1)
@@ -266,7 +265,7 @@ class FlowPolicy(nn.Module):
     def get_q(self, obs, u, dropout=None):
         """Q_b(s,a) = Q(s,a) + b_k(s), a = tanh(u), in one pass: (B, S), (B, A) -> (B, max(1, num_shifts)).
         dropout: masks of `dropout_masks(B)`, or None for no dropout."""
-        return self.alpha * self.energy(obs, u, dropout)[:, None] + self.shift(obs)  # Eq. 8, Sec. 3.2
+        return self.alpha * self.log_unnormalized(obs, u, dropout)[:, None] + self.shift(obs)  # Eq. 8, Sec. 3.2
 
     def get_v(self, obs):
         """V_b(s) = V(s) + b_k(s), not clipped: (B, S) -> (B, max(1, num_shifts)). Evaluates no coupling layer."""
@@ -274,7 +273,7 @@ class FlowPolicy(nn.Module):
 
     def log_prob(self, obs, u):
         """log pi(a|s) = (Q(s,a) - V(s)) / alpha, a = tanh(u), in which the shifts cancel: (B, S), (B, A) -> (B,)."""
-        return self.energy(obs, u) - self.log_partition(obs)
+        return self.log_unnormalized(obs, u) - self.log_partition(obs)
 
     def forward(self, obs, z):
         """Sampling direction: (B, S), z (B, A) -> u (B, A), the action before tanh."""
@@ -306,9 +305,7 @@ class ReplayBuffer:
         self.widths = (obs_dim, obs_dim, act_dim, 1, 1)
         self.rows = torch.empty(capacity, sum(self.widths), device=device)  # the CPU takes memory only as it fills
         self.added = 0  # transitions ever
-        self.size = torch.zeros(
-            (), dtype=torch.float64, device=device
-        )  # of what can be drawn, for a CUDA graph to read
+        self.size = torch.zeros((), dtype=torch.float64, device=device)  # rows filled; a tensor, for CUDA graphs
 
     def add(self, obs, next_obs, act, reward, terminated):
         """Stores one transition (arrays (S,), (S,), (A,) and two numbers); the oldest makes room."""
@@ -342,7 +339,7 @@ class Adam:
 
     def step(self, grad):
         """Moves the vector, given the gradient (P,) at it."""
-        # SPEED: -3%; compiled, betas**steps is computed anew for each 16 numbers. The clamp: no slow denormal numbers
+        # SPEED: -3%; compiled, betas**steps is computed again for every 16 numbers. The clamp avoids slow denormals
         self.beta_powers.mul_(self.betas).clamp_(min=1e-300)
         bias1, bias2 = (1 - self.beta_powers).to(grad.dtype)
         self.exp_avg.lerp_(grad, 1 - 0.9)
@@ -365,12 +362,12 @@ def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout=N
         grad = torch.cat([g.flatten() for g in grads])
         grad_norm = torch.linalg.vector_norm(grad)
         optimizer.step(grad * (max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
-        target.vector.lerp_(policy.vector, tau)  # target <- (1 - tau) * target + tau * policy
+        target.vector.lerp_(policy.vector, tau)  # target <- (1 - tau) * target + tau * policy (Polyak)
     return loss.detach(), q.detach(), grad_norm
 
 
 def learn_and_act(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout, obs, z):
-    """An `update`, and the next action at obs (1, S), made of the noise z (1, A): u (1, A), loss, Q, gradient norm."""
+    """An `update`, and the next action at obs (1, S) from noise z (1, A): u (1, A), loss, Q (B, 2), gradient norm."""
     loss, q, grad_norm = update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout)
     with torch.no_grad():
         return policy(obs, z), loss, q, grad_norm
@@ -397,18 +394,14 @@ def evaluate(policy, envs, deterministic=True):
 
 
 def train(args):
-    """Trains MEow as `args` says (the paper's Algorithm 1) and writes runs/NAME. Returns the policy and the Run. Raises
-    UsageError before any work for bad input, and FloatingPointError if the run diverges."""
+    """Algorithm 1. Returns the policy and the Run. UsageError for bad input, FloatingPointError on divergence."""
     check_args(args)
     device = set_up_torch(args)
     obs_dim, act_dim = check_env(args, device)
     rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, device)
     columns = ["mean", "std", *(f"return_{i}" for i in range(args.eval_episodes))]
     with Run(args, args.env_id, "evaluations.csv", columns, args.total_timesteps, rb) as run:
-        row = paper_row(args.env_id)
-        run.say(
-            f"{run.dir}: {f'the settings of {row}' if row else 'not in the paper, shared defaults'}, flags win\n{args}"
-        )
+        run.say(f"{run.dir}: {paper_row(args.env_id) or 'shared'} settings, flags win\n{args}")
         # TRY NOT TO MODIFY: seeding
         random.seed(args.seed)
         np.random.seed(args.seed)
@@ -452,16 +445,16 @@ def train(args):
             obs, u = replay(env, rb, run.state["begun"]), run.state["u"] and np.float32(run.state["u"])
             set_random_streams(run.state["random"])
             if obs is None:
-                run.say(f"{args.env_id} does not repeat its episode: not bit for bit as before, a new one begins")
+                run.say("a new episode begins, not bit for bit as before: the last one could not be repeated")
         else:
             evaluate_and_save(0)
         if obs is None:
-            env.reset(seed=(args.seed + run.first_step) % 2**32)  # seeds the stream that all episodes draw from
+            env.unwrapped.reset(seed=(args.seed + run.first_step) % 2**32)  # seeds the stream of all episodes
             env.steps = rb.added
             (obs, _), u = env.reset(), None
-        for global_step in range(run.first_step, args.total_timesteps):
+        for global_step in range(run.first_step + 1, args.total_timesteps + 1):
             # Algorithm 1: act. The first actions are uniform, the later ones come with the update before them
-            if global_step < args.learning_starts:
+            if global_step <= args.learning_starts:
                 u = policy.pre_tanh(2 * torch.rand(act_dim) - 1).numpy()
             elif u is None:
                 with torch.no_grad():
@@ -490,17 +483,18 @@ def train(args):
                         scalars["flow/log_det_linear"] = -policy.log_sigma(data.obs).sum(dim=1).mean()
                     run.log(global_step, scalars | {"charts/SPS": int(global_step / (time.time() - run.start_time))})
             run.progress.update()
-            ends = global_step + 1 == args.total_timesteps
-            if ends or (global_step + 1) % args.eval_frequency == 0:
-                evaluate_and_save(global_step + 1)
-            if ends or (global_step + 1) % args.checkpoint_frequency == 0:
-                run.checkpoint(global_step + 1, learned, begun=env.begun, u=None if u is None else u.tolist())
+            ends = global_step == args.total_timesteps
+            if ends or global_step % args.eval_frequency == 0:
+                evaluate_and_save(global_step)
+            if ends or global_step % args.checkpoint_frequency == 0:
+                run.checkpoint(global_step, learned, begun=env.begun, u=None if u is None else u.tolist())
         env.close()
         run.say(f"finished: {run.dir} (look at it with `tensorboard --logdir runs`)")
     return policy, run
 
 
 # ---- Plumbing: nothing below is about MEow ---------------------------------------------------------------------------
+VERSIONED = {"gymnasium", "mujoco", "numpy", "torch"}  # modules that decide a run's numbers
 
 
 class UsageError(ValueError):
@@ -519,7 +513,10 @@ def check_args(args):
         (0 <= args.learning_starts < args.total_timesteps, "--learning-starts must be >= 0 and < --total-timesteps"),
         (1 <= args.batch_size <= args.buffer_size, "--batch-size must be >= 1 and <= --buffer-size"),
         (min(args.eval_frequency, args.eval_episodes) >= 1, "--eval-frequency and --eval-episodes must be >= 1"),
-        (args.checkpoint_frequency >= 1 <= args.torch_threads, "--checkpoint-frequency, --torch-threads must be >= 1"),
+        (
+            min(args.checkpoint_frequency, args.torch_threads) >= 1,
+            "--checkpoint-frequency, --torch-threads must be >= 1",
+        ),
         (0 <= args.seed < 2**32, "--seed must be >= 0 and < 2**32"),
         (0 < args.learning_rate < math.inf, "--learning-rate must be > 0 and finite"),
         (0 < args.max_grad_norm < math.inf, "--max-grad-norm must be > 0 and finite"),
@@ -539,16 +536,14 @@ def check_env(args, device):
     if args.capture_video and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default renderer needs a display
     try:
-        env = make_env(args.env_id, render_mode="rgb_array" if args.capture_video else None)
+        env = make_env(args.env_id, "" if args.capture_video else None)
         env.reset(seed=args.seed)
         env.step(env.action_space.high)
         if args.capture_video:
             env.render()
     except Exception as error:  # every environment fails in its own way
         hint = " (MuJoCo films without a display need MUJOCO_GL=egl or osmesa and that library)" * args.capture_video
-        raise UsageError(
-            f"--env-id {args.env_id} must be made, reset and stepped here: {error!r:.300}{hint}"
-        ) from error
+        raise UsageError(f"--env-id {args.env_id} must work here, it does not: {error!r:.300}{hint}") from error
     if mujoco.__version__ != "3.4.0":  # the newest whose contacts are those of the paper's 2.3.7; 3.5.0 changed them
         print(f"mujoco {mujoco.__version__} is not 3.4.0: returns do not compare with the paper's", flush=True)
     obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]
@@ -566,7 +561,8 @@ class Episodes(gym.Wrapper):
     steps, begun, total = 0, [], 0.0
 
     def reset(self, **kwargs):
-        stream = self.unwrapped.np_random.bit_generator.state
+        bits = getattr(self.unwrapped.np_random, "bit_generator", None)
+        stream = bits.state if isinstance(bits, np.random.PCG64) else None  # others' states are not plain data
         self.begun, self.total = [*self.begun[-1:], (self.steps, random_streams(), stream)], 0.0
         obs, info = self.env.reset(**kwargs)
         return np.array(obs, dtype=np.float32), info
@@ -583,10 +579,10 @@ class Episodes(gym.Wrapper):
         return obs, reward, terminated, truncated, info
 
 
-def make_env(env_id, video_folder=None, render_mode=None):
+def make_env(env_id, video_folder=None):
     """The environment in `Episodes`, with actions in [-1,1]^A, rescaled to its own bounds (Humanoid's are +-0.4) and
-    clipped to them, for a rounding may leave them. Raises TypeError for spaces that MEow cannot run on."""
-    env = gym.make(env_id, render_mode="rgb_array" if video_folder else render_mode)
+    clipped, as rounding may leave them. video_folder "" renders, None does not. Raises TypeError for unfit spaces."""
+    env = gym.make(env_id, **({} if video_folder is None else {"render_mode": "rgb_array"}))
     obs_space, space = env.observation_space, env.action_space
     if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
         raise TypeError(f"observations must be a 1-D Box, not {obs_space}")
@@ -595,26 +591,27 @@ def make_env(env_id, video_folder=None, render_mode=None):
         raise TypeError(f"actions must be a bounded 1-D Box of floats, not {space}")
     if video_folder:
         renderer = getattr(env.unwrapped, "mujoco_renderer", None)
-        if renderer is not None:  # gymnasium 1.4 films from where the body started; the model's camera follows it
+        if renderer is not None:  # gymnasium 1.4 films where the body started; the model's camera follows it
             renderer.camera_id = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
         env = gym.wrappers.RecordVideo(env, video_folder)
     env = gym.wrappers.TransformAction(env, lambda action: action.clip(space.low, space.high), space)
     return Episodes(gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)))
 
 
-def replay(env, rb, begun):
-    """Brings a new environment to where a run's was, by the actions in the replay buffer from its last two resets on:
-    a whole episode shows whether the environment depends on more than its random streams. Returns the observation (S,),
-    or None if it does, that is if a number differs from the buffer's."""
+def replay(env, rb, begun, to_action=np.tanh):
+    """Brings a new environment to the run's state with the actions since its last two resets: a whole episode shows
+    if more than the random streams matters. Returns the observation (S,), or None if a number differs or is lost."""
     begun = [episode for episode in begun if episode[0] >= rb.added - len(rb.rows)]
     if not begun:
         return None
-    env.steps, streams, env.unwrapped.np_random.bit_generator.state = begun[0]
+    env.steps, streams, stream = begun[0]
     set_random_streams(streams)
+    if stream is not None:
+        env.unwrapped.np_random.bit_generator.state = stream
     obs, _ = env.reset()
     for row in rb.get_rows(env.steps, rb.added):
         data = Transitions(*row.split(rb.widths))
-        next_obs, reward, terminated, truncated, _ = env.step(np.tanh(data.act.numpy()))
+        next_obs, reward, terminated, truncated, _ = env.step(to_action(data.act.numpy()))
         seen = np.concatenate([obs, next_obs, [reward]], dtype=np.float32)
         if not np.array_equal(seen, torch.cat([data.obs, data.next_obs, data.reward]).numpy()):
             return None
@@ -627,7 +624,7 @@ def set_up_torch(args):
     device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
     torch.set_num_threads(args.torch_threads)
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        # SPEED: up to -10%: glibc keeps freed memory, so that a step has 2 page faults, else 40 to 90
+        # SPEED: up to -10%: glibc keeps freed memory: 2 page faults per step instead of 40 to 90
         for parameter, value in ((-1, 2**30), (-3, 2**25)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
             ctypes.CDLL(None).mallopt(parameter, value)
     # SPEED: -16% of a step of Hopper-v4, -32% of Humanoid-v4's, on a Zen 5, whose AVX-512 units MKL leaves half idle:
@@ -640,8 +637,8 @@ def set_up_torch(args):
 
 
 class CompiledStep(nn.Module):
-    """step(policy, target, ...) as `run(...)`, compiled for the CPU at the first call if that works: then it is for the
-    memory layout and the plain numbers of those inputs alone. SPEED: Hopper-v4 2.7 ms, eager 8.9 ms."""
+    """`run(...)` calls step(policy, target, ...). The first call compiles it for the CPU, if that works, and only for
+    the memory layout and the plain numbers of its inputs. SPEED: Hopper-v4 2.7 ms, eager 8.9 ms."""
 
     def __init__(self, step, policy, target, compiled=True):
         super().__init__()
@@ -652,7 +649,7 @@ class CompiledStep(nn.Module):
         return self.step(self.policy, self.target, *inputs)
 
     def on_vectors(self, *inputs):
-        """SPEED: -5%: compiled, the parameters are made in the graph, which then has two inputs instead of 100."""
+        """SPEED: -5%: the compiled graph makes the parameters from two vectors instead of taking 100 inputs."""
         policy, target = self.policy, self.target
         parameters = {f"policy.{k}": view for k, view in policy.views(policy.vector.detach().requires_grad_()).items()}
         parameters.update({f"target.{k}": view for k, view in target.views(target.vector).items()})
@@ -709,7 +706,7 @@ def set_random_streams(streams):
     """Puts the global random streams into states of `random_streams`."""
     for set_state, state in zip((random.setstate, np.random.set_state, torch.set_rng_state), streams):
         set_state(state)
-    torch.cuda.set_rng_state_all(streams[3])
+    torch.cuda.set_rng_state_all(streams[3][: torch.cuda.device_count()])
 
 
 def save_file(path, content):
@@ -721,15 +718,13 @@ def save_file(path, content):
     os.replace(f"{path}.tmp", path)
 
 
-def load_file(path, flag, key):
-    """What save_file wrote; nothing in it can run code. Raises UsageError if it is missing, damaged or has no `key`."""
+def load_file(path, flag, use):
+    """use(what save_file wrote); nothing in it can run code. Raises UsageError if it is missing or damaged."""
     try:
         with zipfile.ZipFile(path) as file:
             if file.testzip() is not None:
                 raise ValueError("it is damaged")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        content[key]
-        return content
+        return use(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # damaged bytes raise whatever they like
         raise UsageError(f"{flag} must name what this script wrote, not {path}: {error!r:.150}") from error
 
@@ -740,8 +735,8 @@ class Run(contextlib.AbstractContextManager):
 
     def __init__(self, args, task, table, columns, total, rb):
         name = f"{task}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
-        self.dir = Path("runs", name) if args.resume is None else Path(args.resume)
-        self.args, self.rb, self.versions = args, rb, {m.__name__: str(m.__version__) for m in (gym, mujoco, np, torch)}
+        self.args, self.rb, self.dir = args, rb, Path("runs", name) if args.resume is None else Path(args.resume)
+        self.versions = {name: str(module.__version__) for name, module in sys.modules.items() if name in VERSIONED}
         self.state = {"step": 0, "seconds": 0.0, "best": -math.inf, "rows": [], "replay": [], "wandb_id": None}
         if args.resume is not None:
             self.load_checkpoint(total)
@@ -803,12 +798,12 @@ class Run(contextlib.AbstractContextManager):
 
     def checkpoint(self, step, learned, **world):
         """Writes all that --resume needs: a file of the transitions that are new, then checkpoint.pt. A kill or a full
-        disk at any moment leaves the checkpoint before as it was."""
+        disk at any moment leaves the checkpoint before it whole."""
         oldest, stop = max(0, self.rb.added - len(self.rb.rows)), self.rb.added
         replay = [(first, last) for first, last in self.state["replay"] if last > oldest]
-        first = replay[-1][1] if replay else oldest
-        save_file(self.dir / f"replay_{first}_{stop}.pt", {"rows": self.rb.get_rows(first, stop)})
-        replay.append((first, stop))
+        for first in range(replay[-1][1] if replay else oldest, stop, 2**20):
+            replay.append((first, min(first + 2**20, stop)))
+            save_file(self.dir / f"replay_{first}_{replay[-1][1]}.pt", {"rows": self.rb.get_rows(*replay[-1])})
         self.state.update(step=step, config=self.config, seconds=time.time() - self.start_time, replay=replay, **world)
         self.state.update(random=random_streams(), learned={name: tensor.cpu() for name, tensor in learned.items()})
         save_file(self.dir / "checkpoint.pt", self.state)
@@ -819,7 +814,7 @@ class Run(contextlib.AbstractContextManager):
 
     def load_checkpoint(self, total):
         """Fills `state` and the replay buffer."""
-        self.state = load_file(self.dir / "checkpoint.pt", "--resume", "replay")
+        self.state = load_file(self.dir / "checkpoint.pt", "--resume", lambda state: {**state, "rows": state["rows"]})
         check_unchanged(self.args, self.state["config"]["args"], "--resume", MAY_CHANGE)
         before, now = self.state["config"]["versions"], self.versions
         if total < self.state["step"]:
@@ -830,7 +825,7 @@ class Run(contextlib.AbstractContextManager):
             print(f"not bit for bit as before: versions were {before}, are {now}", flush=True)
         self.rb.added = self.state["replay"][0][0]
         for first, stop in tqdm(self.state["replay"], "loading the replay buffer", delay=2):
-            self.rb.set_rows(load_file(self.dir / f"replay_{first}_{stop}.pt", "--resume", "rows")["rows"])
+            load_file(self.dir / f"replay_{first}_{stop}.pt", "--resume", lambda file: self.rb.set_rows(file["rows"]))
 
 
 # What a resumed run may change: how long it runs, and what changes none of its numbers except by rounding.
@@ -839,27 +834,31 @@ MAY_CHANGE |= {"cuda", "cuda_graph", "compile", "torch_threads"}
 
 
 def check_unchanged(args, stored, flag, may_change):
-    """Raises UsageError if `args` are not `stored`, of the run that `flag` names, except for names in `may_change`."""
+    """Raises UsageError if `args` are not `stored`, of the run that `flag` names, except names in `may_change`."""
     for name, value in stored.items():
-        if name not in may_change and getattr(args, name) != value:
-            raise UsageError(f"--{name.replace('_', '-')} must stay {value} with {flag}, got {getattr(args, name)}")
+        if name not in may_change and getattr(args, name, None) != value:
+            raise UsageError(f"--{name.replace('_', '-')} must stay {value} with {flag}")
 
 
 def load_policy(path):
     """The FlowPolicy of a model file or of a run's folder, on the CPU, and the dict about it. Raises UsageError."""
-    model = load_file(Path(path, "model.pt") if Path(path).is_dir() else path, "--evaluate", "state_dict")
-    policy = FlowPolicy(**model["about"]["network"])
-    policy.load_state_dict(model["state_dict"])
-    return policy, model["about"]
+
+    def make(model):
+        policy = FlowPolicy(**model["about"]["network"])
+        policy.load_state_dict(model["state_dict"])
+        return policy, model["about"]
+
+    return load_file(Path(path, "model.pt") if Path(path).is_dir() else path, "--evaluate", make)
 
 
 def stored_args(args):
     """The settings of the run that --resume or --evaluate name. Raises UsageError if there is none."""
     if args.resume is not None:
-        settings = load_file(Path(args.resume, "checkpoint.pt"), "--resume", "replay")["config"]["args"]
+        stored = load_file(Path(args.resume, "checkpoint.pt"), "--resume", lambda state: state["config"]["args"])
     else:
-        settings = load_policy(args.evaluate)[1]["args"]
-    return replace(Args(**settings), resume=args.resume, evaluate=args.evaluate)
+        stored = load_policy(args.evaluate)[1]["args"]
+    known = {name: value for name, value in stored.items() if hasattr(args, name)}
+    return replace(args, **{**known, "resume": args.resume, "evaluate": args.evaluate})
 
 
 def play(args):
@@ -867,7 +866,7 @@ def play(args):
     check_args(args)
     policy, about = load_policy(args.evaluate)
     check_unchanged(args, about["args"], "--evaluate", {*MAY_CHANGE, "eval_episodes", "eval_deterministic"})
-    check_env(args, set_up_torch(replace(args, cuda=False)))  # as in training: the same model plays the same episodes
+    check_env(replace(args, buffer_size=0), set_up_torch(replace(args, cuda=False)))
     print(f"{args.env_id} after {about['step']:,} steps with mujoco {about['versions']['mujoco']}", flush=True)
     video_folder = f"videos/{about['run']}-at-{about['step']}" if args.capture_video else None
     envs = [make_env(args.env_id, None if i else video_folder) for i in range(args.eval_episodes)]
@@ -875,8 +874,8 @@ def play(args):
     envs[0].close()  # writes the film
     for seed, episodic_return in enumerate(returns):
         print(f"episode {seed}: {episodic_return:.1f}")
-    kind = "deterministic" if args.eval_deterministic else "stochastic"
-    print(f"{len(returns)} {kind} episodes: mean {returns.mean():.1f}, std {returns.std():.1f}")
+    numbers = ", ".join(f"{name} {getattr(returns, name)():.1f}" for name in ("mean", "std", "min", "max"))
+    print(f"{len(returns)} {'deterministic' if args.eval_deterministic else 'stochastic'} episodes: {numbers}")
     return returns
 
 

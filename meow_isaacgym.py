@@ -1,42 +1,39 @@
 """MEow on thousands of parallel environments (Isaac Gym), in one file (NeurIPS 2024, arXiv 2405.13629).
 
-    python meow_isaacgym.py --task Ant                              # Isaac Gym, the paper's settings for that task
+    python meow_isaacgym.py --task Ant                # Isaac Gym, the paper's settings for that task; writes runs/NAME
     python meow_isaacgym.py --make benchmark.simulators.mujoco:make --task AntMujoco     # on MuJoCo, no GPU needed
-    python meow_isaacgym.py --resume runs/NAME                      # goes on with an interrupted run
+    python meow_isaacgym.py --resume runs/NAME                      # continues an interrupted run
     python meow_isaacgym.py --evaluate runs/NAME                    # plays episodes with what was learnt
 
 The algorithm is that of meow_continuous_action.py, whose classes are repeated here word for word (Eq. 8, Eq. 9, LRS,
-SCDQ). What this setting adds: a running normaliser of the observations, a replay buffer of (steps x N) transitions,
-episode statistics and all else on one device, with no host synchronisation in the loop, and the data of a simulator
-that resets by itself, one step late. N environments take one vector step together, with one update a vector step.
+SCDQ). N environments take one vector step together, with one update per vector step; all data stay on one device, with
+no host synchronisation in the loop. New are a running normaliser of the observations, a replay buffer that takes N
+transitions at once, and the care for a simulator that resets by itself, one step late. Where the paper's code stores
+something else, the default is the correct one and a switch gives the paper's: the last four of the algorithm's flags.
 
 Expected (paper, mean return of the last 100 training episodes after 1M vector steps, on the Omniverse port of these
 tasks, whose rewards and physics differ somewhat): Ant 7,990, Humanoid 4,650. Nothing here was run on Isaac Gym itself.
 
-Where the paper's code stores something else, the default here is the correct one and a switch gives the paper's:
---timeouts-terminate, --keep-spurious, --normalize-samples, --clamp-actions.
+The file in order: settings (Tables A1, A4); the flow (Eq. 8, Fig. A6); normaliser, replay buffer, statistics, Adam and
+update (Eq. 9, Algorithm 1); `train`, the loop. What follows under "Plumbing" is not about MEow.
 """
 
 import contextlib
-import copy
-import hashlib
+import ctypes
 import importlib
-import io
 import json
 import math
 import os
-import pickle
-import platform
 import random
 import re
-import signal
+import shlex
 import sys
-import threading
 import time
-import zlib
-from dataclasses import asdict, dataclass
+import zipfile
+from collections import namedtuple
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, Optional
+from typing import Literal, Optional
 
 try:
     import isaacgym  # noqa: F401  it must come before torch
@@ -50,20 +47,13 @@ import psutil
 import torch
 import torch.nn as nn
 import tyro
-from torch.func import functional_call
+from filelock import FileLock
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 # Table A4 and the authors' launch settings. A row holds only what differs from the shared defaults.
-SHARED_SETTINGS = {
-    "num_envs": 128,
-    "batch_size": 1024,
-    "total_vector_steps": 1_000_000,
-    "alpha": 0.075,
-    "tau": 0.0005,
-    "sigma_min": -5.0,
-    "sigma_max": -0.3,
-}
+SHARED_SETTINGS = {"num_envs": 128, "batch_size": 1024, "total_vector_steps": 1_000_000, "alpha": 0.075, "tau": 0.0005}
+SHARED_SETTINGS.update(sigma_min=-5.0, sigma_max=-0.3)
 PAPER_SETTINGS = {
     "Ant": {"sigma_max": 2.0},
     "Humanoid": {"alpha": 0.25, "tau": 0.00025},
@@ -74,198 +64,52 @@ PAPER_SETTINGS = {
 }
 
 
-def paper_row(task):
-    """The name of `task`'s row in PAPER_SETTINGS (AntMujoco has Ant's), or None if it has none."""
-    row = task[: -len("Mujoco")] if task.endswith("Mujoco") else task
-    return row if row in PAPER_SETTINGS else None
-
-
-class UsageError(ValueError):
-    """Bad input: one sentence naming the flag and what is allowed. Raised before any work; exit code 2."""
-
-
 @dataclass
 class Args:
-    exp_name: str = os.path.basename(__file__)[: -len(".py")]
-    """the name of this experiment"""
-    seed: int = 1
-    """seed of the experiment (the paper's curves: 5 seeds)"""
-    torch_deterministic: bool = True
-    """sets `torch.backends.cudnn.deterministic`"""
-    cuda: bool = True
-    """use a CUDA device where there is one, for simulator and learning"""
-    compile: bool = True
-    """on the CPU: compile the update (about a minute once); eager where that fails, as before PyTorch 2.13"""
-    compile_min_vector_steps: int = 20_000
-    """runs with fewer vector steps stay eager: they would not win the time to compile back"""
-    cuda_graph: bool = True
-    """on CUDA: replay update and action as one captured graph"""
-    torch_threads: int = 1
-    """threads of PyTorch on the CPU"""
-    track: bool = False
-    """track this experiment with Weights and Biases (offline: set WANDB_MODE=offline)"""
-    wandb_project_name: str = "meow"
-    """the wandb's project name"""
-    wandb_entity: Optional[str] = None
-    """the entity (team) of wandb's project"""
-
-    # What a run leaves, and what can be done with it
-    log_frequency: int = 1_000
-    """vector steps between two lines of returns.csv: mean return of the last 100 training episodes"""
-    save_model: bool = True
-    """write the networks: `model.pt` at the end, `model_best.pt` when the mean of 100 episodes is the best so far"""
-    checkpoint_frequency: int = 10_000
-    """vector steps between two checkpoints, of which the newest two are kept"""
-    resume: Optional[str] = None
-    """the folder of a run to go on with, from its newest checkpoint; the settings are the run's own"""
-    evaluate: Optional[str] = None
-    """a run's folder (its model.pt) or a model file: play --eval-episodes episodes, print the returns, train nothing"""
-    eval_episodes: int = 10
-    """with --evaluate: episodes, one in each of so many environments"""
-    stochastic: bool = False
-    """with --evaluate: sample the policy instead of acting by the flow's forward pass of z = 0 (Sec. 3.3)"""
-
-    # The simulator
-    make: str = "isaacgymenvs:make"
-    """MODULE:FUNCTION with the signature of isaacgymenvs.make; without Isaac Gym: benchmark.simulators.mujoco:make"""
-    task: str = "Ant"
-    """the task, by the simulator's name for it"""
-    num_envs: Optional[int] = None
-    """parallel environments (None: the paper's for --task)"""
-
-    # Algorithm specific arguments
-    total_vector_steps: Optional[int] = None
-    """vector steps of the experiment, each one step in every environment (Fig. 4; None: the paper's for --task)"""
-    buffer_steps: int = 15_000
-    """the replay memory's size in vector steps, --num-envs transitions each"""
-    batch_size: Optional[int] = None
-    """the batch size of sample from the replay memory (None: the paper's for --task)"""
-    random_steps: int = 100
-    """vector steps with uniform actions"""
-    learning_starts: int = 200
-    """vector step after which there is one update a step; between --random-steps and it the policy acts only"""
-    learning_rate: float = 1e-3
-    """the learning rate of Adam, the one optimizer (Table A1)"""
-    max_grad_norm: float = 60.0
-    """the maximum norm for the gradient clipping: 30 (Table A1) of the authors' loss here, which is half of this one"""
-    gamma: float = 0.99
-    """the discount factor gamma (Table A1)"""
-    tau: Optional[float] = None
-    """target smoothing coefficient of the Polyak average (None: the paper's for --task)"""
-    alpha: Optional[float] = None
-    """temperature of pi = exp((Q - V) / alpha), weight of the entropy (None: the paper's for --task)"""
-    sigma_min: Optional[float] = None
-    """lower bound of log sigma(s), the linear layer's scale (None: the paper's for --task)"""
-    sigma_max: Optional[float] = None
-    """upper bound of log sigma(s) (None: the paper's for --task)"""
-    coupling: Literal["additive", "affine"] = "additive"
-    """kind of the non-linear layers (Fig. A1)"""
-    num_shifts: Literal[0, 1, 2] = 2
-    """learnable reward shifts (Sec. 3.2): 0 vanilla, 1 +LRS, 2 +LRS & SCDQ"""
-
+    task: str = "Ant"  # the task, by the simulator's name for it
+    make: str = "isaacgymenvs:make"  # MODULE:FUNCTION that makes the simulator; it takes what isaacgymenvs.make takes
+    seed: int = 1  # seed of the experiment (the paper's curves: 5 seeds)
+    total_vector_steps: Optional[int] = None  # steps, each in all environments (Fig. 4; None: the paper's for --task)
+    num_envs: Optional[int] = None  # parallel environments (None: the paper's for --task)
+    exp_name: str = os.path.basename(__file__)[: -len(".py")]  # the name of this experiment
+    resume: Optional[str] = None  # the folder of a run to continue from its checkpoint, with its own settings
+    evaluate: Optional[str] = None  # a run's folder or a model file: play --eval-episodes episodes, print the returns
+    eval_episodes: int = 10  # with --evaluate: episodes, one in each of so many environments
+    eval_deterministic: bool = True  # with --evaluate: act by the forward pass of z = 0 (Sec. 3.3), or else sample
+    track: bool = False  # track this experiment with Weights and Biases (offline: set WANDB_MODE=offline)
+    wandb_project_name: str = "meow"  # the project's name at W&B
+    wandb_entity: Optional[str] = None  # the entity (team) of the project at W&B
+    log_frequency: int = 1_000  # vector steps between two logs of the mean return of the last 100 training episodes
+    checkpoint_frequency: int = 10_000  # vector steps between two checkpoints
+    # The algorithm. None: the paper's for --task (Table A4 and the authors' launch settings)
+    num_shifts: Literal[0, 1, 2] = 2  # learnable reward shifts (Sec. 3.2, Fig. 6): 0 vanilla, 1 +LRS, 2 +LRS & SCDQ
+    coupling: Literal["additive", "affine"] = "additive"  # kind of the non-linear layers (Fig. A1)
+    alpha: Optional[float] = None  # temperature of pi = exp((Q - V) / alpha), weight of the entropy (Table A4)
+    tau: Optional[float] = None  # target smoothing coefficient of the Polyak average (Table A4)
+    sigma_min: Optional[float] = None  # lower bound of log sigma(s), the linear layer's scale (Table A4)
+    sigma_max: Optional[float] = None  # upper bound of log sigma(s) (Table A4)
+    random_steps: int = 100  # vector steps with uniform actions
+    learning_starts: int = 200  # vector step to start learning, one update per vector step
+    learning_rate: float = 1e-3  # the learning rate of Adam, the one optimizer (Table A1)
+    max_grad_norm: float = 60.0  # the maximum norm of the gradient: 30 (Table A1) of the authors' loss, half of ours
+    gamma: float = 0.99  # the discount factor gamma (Table A1)
+    batch_size: Optional[int] = None  # transitions per update (Table A4)
+    buffer_steps: int = 15_000  # the replay buffer's size in vector steps, --num-envs transitions each
     # The paper's own conventions, to reproduce its curves as they were made
-    timeouts_terminate: bool = False
-    """a time limit cuts the bootstrap as a termination does (paper); default: it does not"""
-    keep_spurious: bool = False
-    """store the step in which the simulator resets, from a last observation to a first (paper); default: dropped"""
-    normalize_samples: bool = False
-    """the normaliser learns from the sampled batches at every update (paper); default: from each new observation"""
-    clamp_actions: bool = False
-    """store atanh of float32 actions, clamped 1e-5 from the bounds (paper); default: the actions before tanh"""
+    timeouts_terminate: bool = False  # a time limit cuts the bootstrap as a termination does (default: it does not)
+    keep_spurious: bool = False  # store the step that resets, from a last observation to a first (default: dropped)
+    normalize_samples: bool = False  # the normaliser learns from the sampled batches (default: each new observation)
+    clamp_actions: bool = False  # store atanh of float32 actions, clamped 1e-5 from +-1 (default: those before tanh)
+    # The machine
+    cuda: bool = True  # use a CUDA device where there is one, for simulator and learning
+    cuda_graph: bool = True  # on CUDA: replay sampling, update and action as one captured graph
+    compile: bool = True  # on the CPU, in runs of 20,000 vector steps or more: compile the update (PyTorch >= 2.13)
+    torch_threads: int = 1  # threads of PyTorch on the CPU: 1 is best for runs side by side, one per core
 
     def __post_init__(self):
-        settings = {**SHARED_SETTINGS, **PAPER_SETTINGS.get(paper_row(self.task), {})}
-        for name, value in settings.items():
+        for name, value in {**SHARED_SETTINGS, **PAPER_SETTINGS.get(paper_row(self.task), {})}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-
-
-def describe_settings(args):
-    """One line a setting of the paper's table: what the run resolved it to and where that comes from."""
-    row = paper_row(args.task)
-    if row is None:
-        lines = [f"{args.task} is not in the paper: settings not given as flags are the shared defaults"]
-    else:
-        lines = [f"{args.task}: the paper's settings for {row}, flags win"]
-    for name, default in SHARED_SETTINGS.items():
-        table, value = PAPER_SETTINGS.get(row, {}).get(name, default), getattr(args, name)
-        lines.append(f"  {name} = {value:,}" + ("" if value == table else f" (set by you; the table has {table:,})"))
-    return "\n".join(lines)
-
-
-def use_onednn(device):
-    """Lets PyTorch take oneDNN for matrix products on the CPU, if it computes them in float32 there.
-
-    SPEED: -16% of a step of Hopper-v4, -32% of Humanoid-v4's, on a Zen 5, whose AVX-512 units MKL leaves half idle.
-    "medium" also allows bfloat16, which oneDNN takes on CPUs with AMX, and TF32 on CUDA: there it is "highest".
-    """
-    torch.set_float32_matmul_precision("medium" if device.type == "cpu" else "highest")
-    x = torch.linspace(-1, 1, 2**16).view(2**8, 2**8)
-    if (x @ x - x.double() @ x.double()).abs().max() > 1e-3:
-        torch.set_float32_matmul_precision("highest")
-
-
-def check_args(args):
-    """Raises UsageError for arguments no run can have."""
-
-    def integer(low, high=math.inf):
-        return lambda x: isinstance(x, int) and low <= x <= high
-
-    counts = ("num_envs", "total_vector_steps", "buffer_steps", "batch_size", "log_frequency", "checkpoint_frequency")
-    for names, allowed, is_allowed in [
-        ((*counts, "eval_episodes", "torch_threads"), "an integer of at least 1", integer(1)),
-        (("random_steps", "compile_min_vector_steps"), "an integer of at least 0", integer(0)),
-        (("learning_starts",), "an integer of at least 1", integer(1)),
-        (("seed",), "an integer from 0 to 2**32 - 1", integer(0, 2**32 - 1)),
-        (("learning_rate", "max_grad_norm", "alpha"), "a finite number above 0", lambda x: 0 < x < math.inf),
-        (("tau",), "above 0 and at most 1", lambda x: 0 < x <= 1),
-        (("gamma",), "between 0 and 1", lambda x: 0 <= x <= 1),
-        (("sigma_min", "sigma_max"), "a finite number", math.isfinite),
-        (("coupling",), "additive or affine", lambda x: x in ("additive", "affine")),
-        (("num_shifts",), "0, 1 or 2", lambda x: x in (0, 1, 2)),
-        (("exp_name", "task"), "a name without /", lambda x: "/" not in x),
-        (("make",), "MODULE:FUNCTION", re.compile(r"[A-Za-z_][\w.]*:\w+").fullmatch),
-    ]:
-        for name in names:
-            if not is_allowed(getattr(args, name)):
-                raise UsageError(f"--{name.replace('_', '-')} must be {allowed}, got {getattr(args, name)}")
-    if args.sigma_min >= args.sigma_max:
-        raise UsageError(f"--sigma-min must be below --sigma-max, got {args.sigma_min} and {args.sigma_max}")
-    if not args.random_steps <= args.learning_starts < args.total_vector_steps:
-        raise UsageError(
-            "--learning-starts must be at least --random-steps and below --total-vector-steps, "
-            f"got {args.learning_starts}, {args.random_steps} and {args.total_vector_steps}"
-        )
-    if args.resume is not None and args.evaluate is not None:
-        raise UsageError("--resume and --evaluate must not be given together: one trains, the other only plays")
-    if args.stochastic and args.evaluate is None:
-        raise UsageError("--stochastic is allowed with --evaluate only; training always samples the policy")
-
-
-def make_env(args, num_envs, device):
-    """The simulator: whatever --make names, called with the signature of isaacgymenvs.make.
-
-    Raises UsageError if it cannot be imported or made.
-    """
-    module, _, function = args.make.partition(":")
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever a module may raise when it is imported
-        problem = f"--make {args.make} cannot be imported ({type(error).__name__}: {error}"
-        if not module.startswith("isaacgymenvs"):
-            raise UsageError(
-                f"{problem}): benchmark/ must lie beside this script, or MODULE be on PYTHONPATH"
-            ) from error
-        raise UsageError(
-            f"{problem}; isaacgym: {isaacgym_problem or 'imported'}): install Isaac Gym as the README says, or train "
-            "on MuJoCo with --make benchmark.simulators.mujoco:make --task AntMujoco"
-        ) from error
-    sim = {"num_envs": num_envs, "sim_device": str(device), "rl_device": str(device)}
-    try:  # headless, or it opens a viewer
-        return make(seed=args.seed, task=args.task, **sim, graphics_device_id=-1, headless=True)
-    except (Exception, SystemExit) as error:  # every simulator fails in its own way, Isaac Gym by quit()
-        problem = f"{type(error).__name__}: {error}"
-        raise UsageError(f"--make {args.make} could not make --task {args.task} here ({problem})") from error
 
 
 # ALGO LOGIC: initialize agent here:
@@ -281,25 +125,21 @@ class Swish(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear with a bias, compiled faster if narrow or with fewer inputs than outputs. (B, in) -> (B, out)."""
-
-    NARROW = 8
+    """nn.Linear with a bias, written so that narrow layers compile to faster code. (B, in) -> (B, out)."""
 
     def forward(self, x):
-        if self.out_features <= self.NARROW:
-            # SPEED: -8% of a compiled step: too narrow for a matrix routine, and a sum fuses with what is around it
+        if self.out_features <= 8:
+            # SPEED: -8% of a compiled step: matrix routines are slow here, and a sum fuses with its neighbours
             return (x[:, None, :] * self.weight).sum(dim=-1) + self.bias
         if self.in_features < self.out_features:
-            # SPEED: through a transposed copy the weight's gradient is x^T g, not g^T x, 2-4x slower for a narrow x
+            # SPEED: with this copy the weight's gradient is x^T g; g^T x is 2 to 4 times slower for a narrow x
             return x @ self.weight.T.contiguous() + self.bias
         return super().forward(x)
 
 
 class MLP(nn.Sequential):
     """in_dim -> hidden -> hidden -> out_dim, each hidden layer: Linear, [LayerNorm], Swish, [dropout].
-
-    init_weight initialises the weight of every Linear; the biases keep the framework's default.
-    """
+    init_weight initialises the weight of every Linear; the biases keep the framework's default."""
 
     def __init__(self, in_dim, hidden, out_dim, init_weight, layer_norm=False):
         layers = []
@@ -314,7 +154,7 @@ class MLP(nn.Sequential):
                 init_weight(layer.weight)
 
     def forward(self, x, dropout=None):
-        """(B, in_dim) -> (B, out_dim). dropout: a mask a hidden layer, (2, B, hidden), or None for no dropout."""
+        """(B, in_dim) -> (B, out_dim). dropout: one mask per hidden layer, (2, B, hidden), or None for none."""
         masks = iter(()) if dropout is None else iter(dropout)
         for layer in self:
             x = layer(x)
@@ -324,21 +164,16 @@ class MLP(nn.Sequential):
 
 
 class CouplingLayer(nn.Module):
-    """A non-linear layer of the flow (i in S_n) and hypernetwork (a), which makes its parameters from the state.
-
+    """A non-linear layer of the flow (i in S_n) and hypernetwork (a), which makes its parameters.
     Coordinates where mask is 1 pass unchanged, and with the state they determine the map of the others:
-    u + t (additive, NICE) or u * exp(log_scale) + t (affine, RealNVP). Its Jacobian is triangular.
-    """
+    u + t (additive, NICE) or u * exp(log_scale) + t (affine, RealNVP). Its Jacobian is triangular."""
 
     def __init__(self, obs_dim, act_dim, mask, affine):
         super().__init__()
         self.register_buffer("mask", mask)  # (A,)
-
-        def hypernetwork():
-            return MLP(obs_dim + act_dim, 64, act_dim, nn.init.orthogonal_, layer_norm=True)
-
-        self.translation = hypernetwork()
-        self.log_scale = hypernetwork() if affine else None
+        sizes = obs_dim + act_dim, 64, act_dim
+        self.translation = MLP(*sizes, nn.init.orthogonal_, layer_norm=True)
+        self.log_scale = MLP(*sizes, nn.init.orthogonal_, layer_norm=True) if affine else None
 
     def forward(self, u, obs):
         """Sampling direction: (B, A), (B, S) -> (B, A)."""
@@ -348,7 +183,7 @@ class CouplingLayer(nn.Module):
         return u + (1 - self.mask) * self.translation(x)
 
     def inverse(self, u, obs, dropout=(None, None)):
-        """Density direction g^i: (B, A), (B, S) -> (B, A) and log|det J_i| (B,). dropout: masks a hypernetwork."""
+        """Density direction g^i: (B, A), (B, S) -> (B, A), log|det J_i| (B,). dropout: masks of each hypernetwork."""
         x = torch.cat([self.mask * u, obs], dim=1)
         u = u - (1 - self.mask) * self.translation(x, dropout[0])
         if self.log_scale is None:
@@ -359,66 +194,56 @@ class CouplingLayer(nn.Module):
 
 class FlowPolicy(nn.Module):
     """The conditional flow that is Q, V and the policy at once (Eq. 8; architecture: Fig. A6).
-
     Forward (sampling): z ~ N(0, I) -> linear layer sigma(s) * z -> 2 blocks x 2 couplings -> u, and a = tanh(u).
     obs is (B, S), u (B, A), a in [-1,1] (B, A); Q, V and the shifts are in units of the soft return, log_prob in nats.
-    Q and log_prob are over a, but take u: where tanh saturates, a float32 a does not give u back.
-    Raises ValueError if coupling is neither "additive" nor "affine" or num_shifts is not 0, 1 or 2.
-    """
+    Q and log_prob are over a, but take u: where tanh saturates, a float32 a does not give u back."""
 
     def __init__(self, obs_dim, act_dim, alpha, sigma_min=-5.0, sigma_max=-0.3, coupling="additive", num_shifts=2):
         super().__init__()
-        if coupling not in ("additive", "affine"):
-            raise ValueError(f"coupling must be 'additive' or 'affine', got {coupling!r}")
-        if num_shifts not in (0, 1, 2):
-            raise ValueError(f"num_shifts must be 0, 1 or 2, got {num_shifts!r}")
+        affine = {"additive": False, "affine": True}[coupling]
         self.act_dim, self.alpha, self.sigma_min, self.sigma_max = act_dim, alpha, sigma_min, sigma_max
         mask = (torch.arange(act_dim) + 1) % 2.0  # 1, 0, 1, 0, ...
         masks = [mask, 1 - mask, mask, 1 - mask]  # 2 blocks x 2 couplings
-        self.couplings = nn.ModuleList([CouplingLayer(obs_dim, act_dim, m, coupling == "affine") for m in masks])
+        self.couplings = nn.ModuleList([CouplingLayer(obs_dim, act_dim, m, affine) for m in masks])
         self.sigma_net = MLP(obs_dim, 64, act_dim, nn.init.zeros_)  # hypernetwork (b)
         self.shifts = nn.ModuleList([MLP(obs_dim, 256, 1, nn.init.zeros_) for _ in range(num_shifts)])  # b1, b2
         self.flatten()
 
     def flatten(self):
-        """Makes all parameters views of one new vector (P,), `self.vector`. Returns self."""
+        """Makes all parameters views of one new vector (P,), `self.vector`, so that `update` moves them in one pass."""
         self.vector = torch.cat([param.detach().flatten() for param in self.parameters()])
         for param, view in zip(self.parameters(), self.views(self.vector).values()):
             param.data = view
         return self
 
+    def views(self, vector):
+        """{name: parameter} with the values of a vector (P,)."""
+        named = dict(self.named_parameters())
+        pieces = vector.split([param.numel() for param in named.values()])
+        return {name: piece.view(named[name].shape) for name, piece in zip(named, pieces)}
+
     def _apply(self, *args, **kwargs):
-        super()._apply(*args, **kwargs)  # to(device) and the like separate the parameters
-        return self if next(self.parameters()).data_ptr() == self.vector.data_ptr() else self.flatten()
+        return super()._apply(*args, **kwargs).flatten()  # to(device) and the like separate the parameters
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self.flatten()  # so do copies
-
-    def views(self, vector, prefix=""):
-        """{prefix + name: parameter} with the values of a vector (P,), as `functional_call` takes them."""
-        named = dict(self.named_parameters())
-        pieces = vector.split([param.numel() for param in named.values()])
-        return {prefix + name: piece.view(named[name].shape) for name, piece in zip(named, pieces)}
+        self.flatten()  # so does copying
 
     def log_sigma(self, obs):
         """Log of the linear layer's diagonal, in [sigma_min, sigma_max]: (B, S) -> (B, A)."""
         return self.sigma_min + 0.5 * (self.sigma_max - self.sigma_min) * (torch.tanh(self.sigma_net(obs)) + 1)
 
     def shift(self, obs):
-        """alpha * b_k(s) of learnable reward shifting (Sec. 3.2), zero without: (B, S) -> (B, max(1, num_shifts))."""
-        if len(self.shifts) == 0:
-            return obs.new_zeros(len(obs), 1)
-        return self.alpha * torch.cat([b(obs) for b in self.shifts], dim=1)
+        """b_k(s) of learnable reward shifting (Sec. 3.2), with its factor alpha: (B, S) -> (B, max(1, num_shifts))."""
+        return self.alpha * torch.cat([b(obs) for b in self.shifts] or [obs.new_zeros(len(obs), 1)], dim=1)
 
     def dropout_masks(self, batch):
         """Draws the masks of dropout 0.1 for `batch` rows: (couplings, hypernetworks, hidden layers 2, batch, 64)."""
         shape = (len(self.couplings), 2 if self.couplings[0].log_scale is not None else 1, 2, batch, 64)
-        device = self.couplings[0].mask.device
-        # SPEED: one draw of 16 random bits a unit for all masks: 0.14 ms a step, compiled nn.Dropout 1.3 ms
-        bits = torch.empty(math.prod(shape) // 4, dtype=torch.int64, device=device).random_(-(2**63), None)
+        # SPEED: one draw of 16 random bits per unit for all masks: 0.14 ms per step, compiled nn.Dropout 1.3 ms
+        bits = torch.empty(math.prod(shape) // 4, dtype=torch.int64, device=self.vector.device).random_(-(2**63), None)
         dropped = round(0.1 * 2**16)
-        masks = torch.empty(shape, device=device)
+        masks = torch.empty(shape, device=bits.device)
         torch.ge(bits.view(torch.int16).view(shape), dropped - 2**15, out=masks)
         return masks.div_(1 - dropped / 2**16)
 
@@ -428,7 +253,7 @@ class FlowPolicy(nn.Module):
         return torch.atanh(act.clamp(-1 + 1e-5, 1 - 1e-5))
 
     def inverse(self, obs, u, dropout=None):
-        """Non-linear layers, u (B, A) -> sigma(s) * z (B, A), log prod_{i in S_n} |det J_i(a,s)| (B,), tanh's too."""
+        """Non-linear layers, u (B, A) -> sigma(s) * z (B, A), log prod_{i in S_n} |det J_i(a,s)| (B,), with tanh's."""
         # d atanh(a)/da = 1/(1-a^2), and -log(1 - tanh(u)^2) = 2 log cosh(u), written so as not to overflow
         log_det = 2 * (u + nn.functional.softplus(-2 * u) - math.log(2)).sum(dim=1)
         for i, layer in reversed(list(enumerate(self.couplings))):
@@ -436,28 +261,27 @@ class FlowPolicy(nn.Module):
             log_det = log_det + layer_log_det
         return u, log_det
 
+    def log_unnormalized(self, obs, u, dropout=None):
+        """log( p_z(g(a|s)) * prod_{i in S_n} |det J_i| ), without p_z's constant: (B, S), (B, A) -> (B,)."""
+        scaled_z, log_det = self.inverse(obs, u, dropout)
+        return log_det - 0.5 * (scaled_z / self.log_sigma(obs).exp()).square().sum(dim=1)
+
+    def log_partition(self, obs):
+        """-log( prod_{i in S_l} |det J_i| ), of z = u / sigma(s), with p_z's constant: (B, S) -> (B,)."""
+        return self.log_sigma(obs).sum(dim=1) + 0.5 * self.act_dim * math.log(2 * math.pi)
+
     def get_q(self, obs, u, dropout=None):
         """Q_b(s,a) = Q(s,a) + b_k(s), a = tanh(u), in one pass: (B, S), (B, A) -> (B, max(1, num_shifts)).
-
-        dropout: masks of `dropout_masks(B)`, or None for no dropout.
-        """
-        scaled_z, log_det = self.inverse(obs, u, dropout)
-        log_p_z = -0.5 * (scaled_z / self.log_sigma(obs).exp()).square().sum(dim=1)  # without p_z's constant
-        q = self.alpha * (log_p_z + log_det)  # Eq. 8
-        return q[:, None] + self.shift(obs)  # Sec. 3.2
+        dropout: masks of `dropout_masks(B)`, or None for no dropout."""
+        return self.alpha * self.log_unnormalized(obs, u, dropout)[:, None] + self.shift(obs)  # Eq. 8, Sec. 3.2
 
     def get_v(self, obs):
         """V_b(s) = V(s) + b_k(s), not clipped: (B, S) -> (B, max(1, num_shifts)). Evaluates no coupling layer."""
-        log_det = -self.log_sigma(obs).sum(dim=1)  # of z = u / sigma(s)
-        v = self.alpha * (0.5 * self.act_dim * math.log(2 * math.pi) - log_det)  # Eq. 8, with p_z's constant
-        return v[:, None] + self.shift(obs)  # Sec. 3.2
+        return self.alpha * self.log_partition(obs)[:, None] + self.shift(obs)  # Eq. 8, Sec. 3.2
 
     def log_prob(self, obs, u):
         """log pi(a|s) = (Q(s,a) - V(s)) / alpha, a = tanh(u), in which the shifts cancel: (B, S), (B, A) -> (B,)."""
-        scaled_z, log_det = self.inverse(obs, u)
-        log_sigma = self.log_sigma(obs)
-        log_p_z = -0.5 * (scaled_z / log_sigma.exp()).square().sum(dim=1) - 0.5 * self.act_dim * math.log(2 * math.pi)
-        return log_p_z + log_det - log_sigma.sum(dim=1)
+        return self.log_unnormalized(obs, u) - self.log_partition(obs)
 
     def forward(self, obs, z):
         """Sampling direction: (B, S), z (B, A) -> u (B, A), the action before tanh."""
@@ -468,10 +292,8 @@ class FlowPolicy(nn.Module):
 
     def draw(self, obs, deterministic=False):
         """u of an action a = tanh(u) ~ pi(.|s), by one forward pass: (B, S) -> (B, A).
-
         deterministic: the forward pass of z = 0 (Sec. 3.3). With additive couplings that is the mode of the density of
-        u, so tanh(u) is not quite argmax_a Q(s,a), in which tanh's log-determinant counts too.
-        """
+        u, so tanh(u) is not quite argmax_a Q(s,a), in which tanh's log-determinant counts too."""
         z = obs.new_zeros(len(obs), self.act_dim)
         return self(obs, z if deterministic else torch.randn_like(z))
 
@@ -479,23 +301,15 @@ class FlowPolicy(nn.Module):
         """An action as the environment takes it: (B, S) -> act (B, A). See `draw`."""
         return torch.tanh(self.draw(obs, deterministic))
 
-    def sample(self, obs, deterministic=False):
-        """An action and the log-density of that very action: (B, S) -> act (B, A), log_prob (B,)."""
-        u = self.draw(obs, deterministic)
-        return torch.tanh(u), self.log_prob(obs, u)
-
 
 class RunningNormalizer(nn.Module):
-    """(x - mean) / std, clipped to [-5, 5], by the running moments of all it was updated with. (B, dim) -> (B, dim).
-
-    The moments are float64: after 1e8 observations float32 could no longer count them.
-    """
+    """(x - mean) / std, clipped to [-5, 5], by the running moments of all it was updated with. (B, dim) -> (B, dim)."""
 
     def __init__(self, dim):
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("var", torch.ones(dim, dtype=torch.float64))
-        self.register_buffer("count", torch.full((), 1e-4, dtype=torch.float64))
+        self.register_buffer("count", torch.full((), 1e-4, dtype=torch.float64))  # float32 cannot count to 1e8
 
     def update(self, x):
         """Takes in a batch (B, dim), by the parallel formula of Chan et al. (1979)."""
@@ -519,24 +333,17 @@ class Agent(nn.Module):
         self.policy, self.normalizer = FlowPolicy(**network), RunningNormalizer(network["obs_dim"])
 
     @torch.no_grad()
+    def draw(self, obs, deterministic=False):
+        """u of an action a = tanh(u) at raw observations, see FlowPolicy.draw: (B, S) -> (B, A)."""
+        return self.policy.draw(self.normalizer(obs), deterministic)
+
     def act(self, obs, deterministic=False):
-        """An action for raw observations: (B, S) -> (B, A) in [-1,1]. See FlowPolicy.act."""
-        return self.policy.act(self.normalizer(obs), deterministic)
-
-    @torch.no_grad()
-    def draw(self, obs):
-        """An action before tanh for raw observations: (B, S) -> (B, A). See FlowPolicy.draw."""
-        return self.policy.draw(self.normalizer(obs))
+        """An action in [-1,1] at raw observations: (B, S) -> (B, A)."""
+        return torch.tanh(self.draw(obs, deterministic))
 
 
-class Transitions(NamedTuple):
-    """A batch, float32: obs, next_obs (B, S), act (B, A; as stored: here before tanh), reward, terminated (B, 1)."""
-
-    obs: torch.Tensor
-    next_obs: torch.Tensor
-    act: torch.Tensor
-    reward: torch.Tensor
-    terminated: torch.Tensor
+# A batch, float32: (B, S), (B, S), (B, A; as stored: here before tanh), (B, 1), (B, 1)
+Transitions = namedtuple("Transitions", ["obs", "next_obs", "act", "reward", "terminated"])
 
 
 class VectorReplayBuffer:
@@ -544,44 +351,34 @@ class VectorReplayBuffer:
 
     def __init__(self, capacity, obs_dim, act_dim, device="cpu"):
         self.widths = (obs_dim, obs_dim, act_dim, 1, 1)
-        self.capacity = capacity
         # on the CPU the memory is taken only as it fills; the last row takes what is not to be stored
-        self.rows = torch.empty(capacity + 1, sum(self.widths), device=device)
+        self.rows_and_waste = torch.empty(capacity + 1, sum(self.widths), device=device)
+        self.rows = self.rows_and_waste[:-1]
         self.count = torch.zeros((), dtype=torch.int64, device=device)  # transitions ever
+
+    added = property(lambda self: int(self.count), lambda self, number: self.count.fill_(number))  # synchronises
 
     def add(self, obs, next_obs, act, reward, terminated, valid):
         """Stores the transitions (N, ...) for which valid (N,) is true; the oldest make room."""
         rows = torch.cat([obs, next_obs, act, reward[:, None], terminated[:, None].float()], dim=1)
-        slots = (self.count + valid.cumsum(0) - 1) % self.capacity
-        self.rows[torch.where(valid, slots, torch.full_like(slots, self.capacity))] = rows
+        slots = (self.count + valid.cumsum(0) - 1) % len(self.rows)
+        self.rows_and_waste[torch.where(valid, slots, torch.full_like(slots, len(self.rows)))] = rows
         self.count += valid.sum()
 
     def sample(self, batch_size):
         """Draws Transitions uniformly with replacement."""
         draws = torch.rand(batch_size, dtype=torch.float64, device=self.rows.device)
-        rows = self.rows[(draws * self.count.clamp(max=self.capacity)).long()]
+        rows = self.rows[(draws * self.count.clamp(max=len(self.rows))).long()]
         return Transitions(*rows.split(self.widths, dim=1))
 
-    @property
-    def added(self):
-        """Transitions ever, as an int (synchronises)."""
-        return int(self.count)
-
-    @property
-    def size(self):
-        """Transitions that can be drawn, as an int (synchronises)."""
-        return min(self.added, self.capacity)
+    def set_rows(self, rows):
+        """Stores transitions as rows (n, width)."""
+        self.rows[torch.arange(self.added, self.added + len(rows)) % len(self.rows)] = rows.to(self.rows.device)
+        self.count += len(rows)
 
     def get_rows(self, first, stop):
-        """The rows of transitions number `first` to `stop` - 1, counted from the run's start: (stop - first, width)."""
-        slots = torch.arange(first, stop, device=self.rows.device) % self.capacity
-        return self.rows[slots].cpu().numpy()
-
-    def set_rows(self, first, rows):
-        """Puts rows (n, width) where those of transitions number `first` to first + n - 1 lie."""
-        slots = torch.arange(first, first + len(rows), device=self.rows.device) % self.capacity
-        self.rows[slots] = torch.from_numpy(rows).to(self.rows.device)
-        self.count.fill_(first + len(rows))
+        """Transitions number `first` to `stop` - 1, counted from the first ever: rows (stop - first, width)."""
+        return self.rows[torch.arange(first, stop) % len(self.rows)].cpu()
 
 
 class EpisodeStatistics:
@@ -590,38 +387,23 @@ class EpisodeStatistics:
     def __init__(self, num_envs, device):
         self.running = torch.zeros(num_envs, 2, dtype=torch.float64, device=device)  # return and length so far
         self.ring = torch.zeros(num_envs + 101, 2, dtype=torch.float64, device=device)  # the last row is not read
-        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        self.episodes = torch.zeros((), dtype=torch.int64, device=device)
 
     def add(self, reward, done, valid):
         """Takes in a step of all environments, (N,) each; where `valid` is false it belongs to no episode."""
         self.running += torch.stack([reward.double(), torch.ones_like(reward, dtype=torch.float64)], 1) * valid[:, None]
         done = done & valid
-        slots = (self.count + done.cumsum(0) - 1) % (len(self.ring) - 1)
+        slots = (self.episodes + done.cumsum(0) - 1) % (len(self.ring) - 1)
         self.ring[torch.where(done, slots, torch.full_like(slots, len(self.ring) - 1))] = self.running
-        self.count += done.sum()
+        self.episodes += done.sum()
         self.running *= ~done[:, None]
 
     def last(self):
-        """Returns and lengths of the last 100 or fewer episodes, as an array (n, 2) (synchronises)."""
-        stop = int(self.count)
-        slots = torch.arange(max(0, stop - 100), stop, device=self.ring.device) % (len(self.ring) - 1)
-        return self.ring[slots].cpu().numpy()
-
-
-class SoftQLoss(nn.Module):
-    """The one loss of MEow (Eq. 9), summed over the shifts: a module, so that `functional_call` can set parameters."""
-
-    def __init__(self, policy, target):
-        super().__init__()
-        self.policy, self.target = policy, target
-
-    def forward(self, data, gamma, dropout=None):
-        """Transitions -> the loss () and Q (B, max(1, num_shifts)). dropout: masks for the Q of the loss alone."""
-        with torch.no_grad():
-            v_clip = self.target.get_v(data.next_obs).min(dim=1, keepdim=True).values  # SCDQ: V + min(b1, b2), Sec. 3.2
-            target_q = data.reward + gamma * (1 - data.terminated) * v_clip  # only termination cuts the bootstrap
-        q = self.policy.get_q(data.obs, data.act, dropout)  # data.act: before tanh
-        return 0.5 * (q - target_q).square().sum(dim=1).mean(), q  # Eq. 9
+        """Of the last 100 or fewer episodes: mean return, its std, mean length, and their number (synchronises)."""
+        stop = int(self.episodes)
+        returns, lengths = self.ring[torch.arange(max(0, stop - 100), stop) % (len(self.ring) - 1)].cpu().T
+        std = (returns - returns.mean()).square().mean().sqrt()
+        return returns.mean().item(), std.item(), lengths.mean().item(), len(returns)
 
 
 class Adam:
@@ -635,7 +417,7 @@ class Adam:
 
     def step(self, grad):
         """Moves the vector, given the gradient (P,) at it."""
-        # SPEED: -3%; compiled, betas**steps is computed anew for each 16 numbers. The clamp: no slow denormal numbers
+        # SPEED: -3%; compiled, betas**steps is computed again for every 16 numbers. The clamp avoids slow denormals
         self.beta_powers.mul_(self.betas).clamp_(min=1e-300)
         bias1, bias2 = (1 - self.beta_powers).to(grad.dtype)
         self.exp_avg.lerp_(grad, 1 - 0.9)
@@ -643,696 +425,474 @@ class Adam:
         self.vector.sub_(self.lr / bias1 * self.exp_avg / (self.exp_avg_sq.sqrt() * bias2.rsqrt() + 1e-8))
 
 
-def update(soft_q_loss, optimizer, data, gamma, tau, max_grad_norm, dropout):
-    """A gradient step on Eq. 9 and a Polyak step. Returns the loss, Q (B, max(1, num_shifts)) and the gradient norm.
-
-    soft_q_loss: SoftQLoss. optimizer: Adam of its policy's vector. dropout: masks of `dropout_masks(B)`, or None.
-    Raises ValueError if the optimizer is another vector's, as after moving or copying the policy.
-    SPEED: gradient, clipping, Adam and Polyak average are each one pass over a vector: 0.3 ms, 1.7 ms for 72 tensors.
-    """
-    policy, target = soft_q_loss.policy, soft_q_loss.target
-    if optimizer.vector is not policy.vector:
-        raise ValueError("make the optimizer, Adam(policy.vector, lr), after moving or copying the policy")
-    vector = policy.vector.detach().requires_grad_()
-    parameters = {**policy.views(vector, "policy."), **target.views(target.vector, "target.")}
-    loss, q = functional_call(soft_q_loss, parameters, (data, gamma, dropout))  # Eq. 9
-    (grad,) = torch.autograd.grad(loss, vector)
+def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout=None):
+    """Algorithm 1's update: a gradient step on Eq. 9 and a Polyak step of the target.
+    optimizer: Adam(policy.vector, lr). data: Transitions. dropout: masks of `policy.dropout_masks(B)`, or None.
+    Returns the loss (), Q (B, max(1, num_shifts)) and the norm of the gradient before it is clipped ()."""
+    with torch.no_grad():
+        v_clip = target.get_v(data.next_obs).min(dim=1, keepdim=True).values  # SCDQ: V + min(b1, b2), Sec. 3.2
+        target_q = data.reward + gamma * (1 - data.terminated) * v_clip  # only termination cuts the bootstrap
+    q = policy.get_q(data.obs, data.act, dropout)  # Q + b1 and Q + b2, by one pass of the flow
+    loss = 0.5 * (q - target_q).square().sum(dim=1).mean()  # Eq. 9, summed over the shifts
+    grads = torch.autograd.grad(loss, list(policy.parameters()))
 
     with torch.no_grad():
+        grad = torch.cat([g.flatten() for g in grads])
         grad_norm = torch.linalg.vector_norm(grad)
         optimizer.step(grad * (max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
-        target.vector.lerp_(policy.vector, tau)  # target <- (1 - tau) * target + tau * policy
+        target.vector.lerp_(policy.vector, tau)  # target <- (1 - tau) * target + tau * policy (Polyak)
     return loss.detach(), q.detach(), grad_norm
 
 
-def compile_or_eager(args, step, soft_q_loss, data, *inputs):
-    """Returns `step`, compiled for the CPU if that works here. It takes `update`'s arguments, and `inputs` after them.
-
-    Compiled, it is for the run's settings and the memory layout of `data` (Transitions) and `inputs` alone.
-    SPEED: on Hopper-v4, with the action, 2.7 ms, eager 8.9 ms.
-    """
-    print("compiling the learning step: about a minute, seconds where cached", flush=True)
-    start_time = time.time()
-    policy, target = copy.deepcopy((soft_q_loss.policy, soft_q_loss.target))  # the first step is none of the run's
-    try:
-        torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes a part of the one graph
-        options = {"cpp_wrapper": True}  # SPEED: -6%
-        options["cpp.enable_floating_point_contract_flag"] = "fast"  # SPEED: -3%, by fused multiply-adds
-        options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe  # SPEED: -5%; a run changes no setting
-        compiled = torch.compile(step, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options)
-        with torch.random.fork_rng():
-            dropout = policy.dropout_masks(args.batch_size)
-        rates = args.gamma, args.tau, args.max_grad_norm
-        compiled(SoftQLoss(policy, target), Adam(policy.vector, args.learning_rate), data, *rates, dropout, *inputs)
-    except (RuntimeError, AttributeError, TypeError) as error:  # no compiler; the last two: an older PyTorch
-        print(f"--compile: running eager, for compiling failed ({str(error).partition(chr(10))[0]})", flush=True)
-        return step
-    print(f"compiled in {time.time() - start_time:.0f} s, which no speed below counts", flush=True)
-    return compiled
-
-
-class CudaGraph:
-    """`step`, a function of obs (B, S), captured as one CUDA graph and replayed: one launch instead of hundreds.
-
-    generators: the random streams that it draws from, but for CUDA's own. The first three calls run as they are, which
-    warms up what cannot be captured. SPEED: Hopper-v4 at 564 steps/s on an H100, at 68 without on another.
-    """
-
-    def __init__(self, step, generators=()):
-        self.step, self.generators, self.calls = step, generators, 0
-
-    def __call__(self, obs):
-        self.calls += 1
-        if self.calls == 1:
-            self.obs, self.stream = obs.clone(), torch.cuda.Stream()
-        self.obs.copy_(obs)
-        if self.calls <= 3:
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
-                self.outputs = self.step(self.obs)
-            torch.cuda.current_stream().wait_stream(self.stream)
-            return self.outputs
-        if self.calls == 4:
-            self.graph = torch.cuda.CUDAGraph()
-            for generator in self.generators:
-                self.graph.register_generator_state(generator)
-            with torch.cuda.graph(self.graph):
-                self.outputs = self.step(self.obs)
-        self.graph.replay()
-        return self.outputs
-
-
-def random_streams():
-    """The states of the global random streams, as plain data: python, numpy, torch, and CUDA where there is one."""
-    name, key, *rest = np.random.get_state()
-    streams = {"python": random.getstate(), "numpy": (name, key.tolist(), *rest), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        streams["cuda"] = torch.cuda.get_rng_state()
-    return streams
-
-
-def set_random_streams(streams):
-    """Puts the global random streams into states of `random_streams`."""
-    random.setstate(streams["python"])
-    np.random.set_state(streams["numpy"])
-    torch.set_rng_state(streams["torch"])
-    if "cuda" in streams and torch.cuda.is_available():
-        torch.cuda.set_rng_state(streams["cuda"])
-
-
-def write_atomically(files):
-    """Writes files, {path: bytes}, each whole or as it was: temporary files, flush, fsync, and all renames at the end.
-
-    Raises OSError if that fails, as on a full disk, before any rename.
-    """
-    try:
-        for path, content in files.items():
-            with open(f"{path}.tmp", "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-    except OSError:
-        for path in files:
-            Path(f"{path}.tmp").unlink(missing_ok=True)  # its part of a full disk
-        raise
-    for path in files:
-        os.replace(f"{path}.tmp", path)
-    if os.name == "posix":  # the renames themselves must reach the disk too
-        folder = os.open(Path(path).parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-
-
-def tensors_to_bytes(state):
-    """What torch.save writes of plain data."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    return file.getbuffer()
-
-
-class Checkpoints:
-    """The checkpoints in a folder: step_N_C.pt has all of a run but its replay buffer, which is in replay_A_B.npy.
-
-    A replay file has the rows that came between two checkpoints (transitions number A to B - 1) and never changes, so
-    a checkpoint writes what is new only. The newest two checkpoints are kept, with the replay files that they need.
-    C is the CRC-32 of the file; those of the replay files are in it. Nothing is unpickled but tensors and plain data
-    (weights_only, allow_pickle=False): a checkpoint cannot run code.
-    """
-
-    FORMAT = 3
-
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self.replay_files, self.names = {}, set()  # of the newest one: {name: [A, B, CRC-32]}; all its files
-
-    def save(self, step, state, rb):
-        """Writes a checkpoint of plain data and a replay buffer. Raises OSError if that fails: the older ones stay."""
-        self.folder.mkdir(exist_ok=True)
-        oldest = rb.added - rb.size
-        replay_files = {name: file for name, file in self.replay_files.items() if file[1] > oldest}
-        if not all((self.folder / name).exists() for name in replay_files):
-            replay_files = {}  # somebody deleted them: all is written anew
-        first = max([oldest, *(stop for _, stop, _ in replay_files.values())])
-        rows_a_file = 2**28 // (4 * rb.rows.shape[1])  # 256 MB, of which two copies are in memory
-        written = []
-        try:
-            for start in range(first, rb.added, rows_a_file):
-                stop, rows = min(start + rows_a_file, rb.added), io.BytesIO()
-                np.save(rows, rb.get_rows(start, stop), allow_pickle=False)
-                written.append(f"replay_{start:012d}_{stop:012d}.npy")
-                replay_files[written[-1]] = [start, stop, zlib.crc32(rows.getbuffer())]
-                write_atomically({self.folder / written[-1]: rows.getbuffer()})
-            state = {**state, "format": self.FORMAT, "step": step, "replay_files": replay_files}
-            content = tensors_to_bytes(state)
-            step_name = f"step_{step:012d}_{zlib.crc32(content):08x}.pt"
-            write_atomically({self.folder / step_name: content})
-        except OSError:
-            for name in written:
-                (self.folder / name).unlink(missing_ok=True)  # its part of a full disk
-            raise
-        for path in self.folder.iterdir():
-            if path.name not in {step_name, *replay_files, *self.names}:
-                path.unlink()
-        self.replay_files, self.names = replay_files, {step_name, *replay_files}
-
-    def load(self, rb=None):
-        """The newest whole checkpoint: fills `rb` and returns the rest, or without `rb` the rest alone.
-
-        Says so if it is not the newest of all. Raises UsageError if there is none, or none that can be used.
-        """
-        paths, damages = sorted(self.folder.glob("step_*.pt"), reverse=True), []
-        if not paths:
-            raise UsageError(f"no checkpoint in {self.folder.parent}: --resume must name the folder of a run with one")
-        for path in paths:
-            try:
-                state = self.read(path, rb)
-            except (OSError, ValueError, LookupError, RuntimeError, pickle.PickleError) as error:
-                damages.append(f"{path} cannot be used ({type(error).__name__}: {error})".partition("\n")[0])
-                continue
-            for damage in damages if rb else []:
-                print(f"{damage}; going on from {path}", flush=True)
-            self.replay_files = state["replay_files"]
-            self.names = {path.name, *self.replay_files}
-            return state
-        raise UsageError(f"--resume must name the folder of a run with a whole checkpoint: {'; '.join(damages)}")
-
-    def read(self, path, rb):
-        content = path.read_bytes()
-        if f"{zlib.crc32(content):08x}" != path.stem.rpartition("_")[2]:
-            raise ValueError("its checksum is not that of its name")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        if state["format"] != self.FORMAT:
-            raise ValueError(f"it has format {state['format']}, this script reads {self.FORMAT}; its own can go on")
-        for name, (first, _, checksum) in state["replay_files"].items() if rb else []:
-            content = (self.folder / name).read_bytes()
-            if zlib.crc32(content) != checksum:
-                raise ValueError(f"{name} is damaged")
-            rb.set_rows(first, np.load(io.BytesIO(content), allow_pickle=False))
-        return state
-
-
-def save_model(path, module, about):
-    """Writes a module's state dict to PATH.pt, and `about` (a dict) with that file's SHA-256 to PATH.json."""
-    content = tensors_to_bytes({name: tensor.cpu() for name, tensor in module.state_dict().items()})
-    about = json.dumps(dict(about, sha256=hashlib.sha256(content).hexdigest()), indent=2)
-    write_atomically({f"{path}.pt": content, f"{path}.json": about.encode()})
-
-
-def load_model(path):
-    """What `save_model` wrote, from a .pt file or a run's folder: the state dict on the CPU, and the dict about it.
-
-    Raises UsageError if there is none, if a file is damaged or if the two are not of one save.
-    """
-    path = Path(path)
-    if path.is_dir():
-        best, path = path / "model_best.pt", path / "model.pt"
-        if best.exists() and not path.exists():
-            raise UsageError(f"--evaluate: there is no {path}, for that run has not ended: its best so far is {best}")
-    try:
-        content, stories = path.read_bytes(), [path.with_suffix(".json"), path.with_suffix(".json.tmp")]
-        for story in stories if stories[1].exists() else stories[:1]:  # .tmp: killed between the two renames
-            about = json.loads(story.read_text())
-            if hashlib.sha256(content).hexdigest() == about["sha256"]:
-                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), about
-    except (OSError, ValueError, LookupError, pickle.PickleError) as error:
-        raise UsageError(f"--evaluate: {path} must be a model with its .json, or a run's folder: {error}") from error
-    raise UsageError(f"--evaluate: {path} must be the file that its .json tells of, its SHA-256 is another")
-
-
-def load_agent(path):
-    """The Agent of a .pt file or of a run's folder, on the CPU, and the dict about it. Raises as `load_model`."""
-    state, about = load_model(path)
-    agent = Agent(about["network"])
-    agent.load_state_dict(state)
-    return agent, about
-
-
-class StopSignals:
-    """Notes the first Ctrl-C (SIGINT) or SIGTERM in `number`, for a run to end in order; the second kills as ever."""
-
-    def __init__(self):
-        self.number, self.handlers = None, {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    self.handlers[number] = signal.signal(number, self.note)
-
-    def note(self, number, frame):
-        self.number = number
-        self.restore()
-        os.write(2, b"\nstopping: a checkpoint is written first (once more: at once, without)\n")  # print may be busy
-
-    def restore(self):
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
-
-class TrainResult(NamedTuple):
-    """What `train` returns: the agent, the folder runs/NAME, and [(vector step, mean return or nan), ...]."""
-
-    agent: Agent
-    run_dir: str
-    returns: list
-
-
-def versions_here():
-    """{name: version} of what decides a run's numbers."""
-    versions = {"numpy": np.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
-    for name in ("isaacgymenvs", "mujoco"):
-        if name in sys.modules:
-            versions[name] = getattr(sys.modules[name], "__version__", "unknown")
-    return versions
-
-
-def check_versions(before, now):
-    """Tells if versions ({name: version}) changed since a run's checkpoint. Raises UsageError for another MuJoCo."""
-    old, new = (versions.get("mujoco") for versions in (before, now))
-    if old and new and old != new:  # one curve must be of one simulator
-        raise UsageError(f"--resume needs mujoco {old}, as that run had, got {new}: contacts differ between versions")
-    if before != now:
-        print(f"not to the bit as before: versions were {before}, are {now}", flush=True)
-
-
-def make_run_dir(args):
-    """Makes the folder runs/NAME of a new run. Raises UsageError if it cannot be written."""
-    while True:
-        run_dir = Path("runs") / f"{args.task}__{args.exp_name}__{args.seed}__{int(time.time())}"
-        try:
-            run_dir.mkdir(parents=True)
-            return run_dir
-        except FileExistsError:
-            time.sleep(1)  # another run of this seed began in the same second
-        except OSError as error:
-            raise UsageError(f"the folder {run_dir} (from --task and --exp-name) must be writable: {error}") from error
-
-
-def lock_run(run_dir, stack):
-    """Takes the folder for this process, until it ends in whatever way. Raises UsageError if another one has it."""
-    if os.name == "posix":
-        import fcntl
-
-        file = stack.enter_context(open(run_dir / "lock", "w"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"--resume must name a run on which no process works, one works on {run_dir}") from error
-        except OSError as error:
-            print(f"{run_dir} cannot be locked ({error}): let no other process resume it meanwhile", flush=True)
-
-
-def start_logging(args, config, run_dir, state, stack):
-    """Opens config.json, returns.csv, the TensorBoard logs and the W&B run of a folder. `stack` closes them.
-
-    state: of the checkpoint that the run goes on from, or None: what was logged after it is taken back.
-    Returns the SummaryWriter, a function that logs (step, seconds, mean return, its std, episodes) and W&B's run id.
-    """
-    if state:
-        check_versions(state["versions"], config["versions"])
-    wandb_id = state and state["wandb_id"]
-    if args.track:
-        import wandb
-
-        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_dir.resolve().name}
-        if wandb_id:
-            names.update(id=wandb_id, resume="allow")
-        try:
-            names["config"] = {**config["args"], **config}
-            wandb_id = wandb.init(**names, sync_tensorboard=True, save_code=True).id
-        except Exception as error:  # no key, no network, bad WANDB_* variables: each its own class
-            if state is None:
-                (run_dir / "lock").unlink(missing_ok=True)
-                run_dir.rmdir()
-            raise UsageError(f"--track needs a W&B login, or WANDB_MODE=offline: {error}") from error
-        stack.push(lambda exc_type, *_: wandb.finish(exit_code=int(exc_type is not None)))
-    write_atomically({run_dir / "config.json": json.dumps(config, indent=2).encode()})
-
-    if state:
-        for path in run_dir.glob("events.out.tfevents.*"):
-            if path.name in state["events"]:
-                os.truncate(path, min(path.stat().st_size, state["events"][path.name]))
-            else:
-                path.unlink()
-    # purge_step: a TensorBoard that is open meanwhile forgets what was taken back
-    writer = SummaryWriter(run_dir, purge_step=state["step"] + 1 if state else None)
-    stack.callback(writer.close)
-    if not state:
-        table = "\n".join(f"|{key}|{value}|" for key, value in {**config["args"], **config["versions"]}.items())
-        writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
-
-    lines = ["step,seconds,mean,std,episodes\n"]
-    lines += [",".join(map(str, row)) + "\n" for row in (state["returns"] if state else [])]
-    write_atomically({run_dir / "returns.csv": "".join(lines).encode()})
-    file = stack.enter_context(open(run_dir / "returns.csv", "a"))
-
-    def log_returns(*row):
-        file.write(",".join(map(str, row)) + "\n")
-        file.flush()
-
-    return writer, log_returns, wandb_id
-
-
-# What a resumed run may change: how long it runs, and what changes none of its numbers but by rounding.
-MAY_CHANGE = {"total_vector_steps", "checkpoint_frequency", "save_model", "track", "wandb_project_name", "wandb_entity"}
-MAY_CHANGE |= {"cuda", "cuda_graph", "compile", "compile_min_vector_steps", "torch_threads", "torch_deterministic"}
-MAY_CHANGE |= {"resume", "evaluate", "eval_episodes", "stochastic"}
-
-
-def stored_args(args):
-    """The settings of the run that --resume or --evaluate name. Raises UsageError if there is none."""
-    if args.resume is not None:
-        settings = Checkpoints(Path(args.resume) / "checkpoints").load()["args"]
-    else:
-        settings = {**load_model(args.evaluate)[1]["args"], "track": False}
-    return Args(**{**settings, "resume": args.resume, "evaluate": args.evaluate})
-
-
-def check_unchanged(args, stored, flag, may_change):
-    """Raises UsageError if `args` are not `stored`, of the run that `flag` names, but for names in `may_change`."""
-    for name, value in stored.items():
-        if name not in may_change and getattr(args, name) != value:
-            raise UsageError(
-                f"--{name.replace('_', '-')} must stay {value} with {flag}, as in that run, got {getattr(args, name)}"
-            )
-
-
-def to_cpu(value):
-    """A copy of nested lists, tuples and dicts in which every tensor is on the CPU."""
-    if isinstance(value, torch.Tensor):
-        return value.cpu().clone()
-    if isinstance(value, dict):
-        return {key: to_cpu(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)([to_cpu(item) for item in value])
-    return value
-
-
 def train(args):
-    """Trains MEow as `args` says and writes runs/NAME. Returns a TrainResult.
-
-    Raises UsageError before any work for bad input, FloatingPointError if the run diverges, OSError if a log cannot be
-    written, and SystemExit (128 + signal) after the checkpoint that Ctrl-C or SIGTERM ask for.
-    """
+    """Trains MEow as `args` says (the paper's Algorithm 1) and writes runs/NAME. Returns the agent and the Run. Raises
+    UsageError before any work for bad input, and FloatingPointError if the run diverges."""
     check_args(args)
-    device = torch.device("cuda:0" if torch.cuda.is_available() and args.cuda else "cpu")
-    if args.resume is not None:
-        stored = Checkpoints(Path(args.resume) / "checkpoints").load()
-        check_unchanged(args, stored["args"], "--resume", MAY_CHANGE)
-        if args.total_vector_steps < stored["step"]:
-            raise UsageError(f"--total-vector-steps must be at least {stored['step']:,}, which that run has done")
-        if stored["device"] != str(device):  # their random streams differ
-            raise UsageError(f"--resume needs the device {stored['device']} as before, here it is {device}")
-
-    # TRY NOT TO MODIFY: seeding
-    random.seed(args.seed)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-
-    torch.set_num_threads(args.torch_threads)
-    use_onednn(device)
-
-    # env setup
-    env = make_env(args, args.num_envs, device)
-    obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]
-    capacity = args.buffer_steps * args.num_envs
-    gigabytes = 4e-9 * capacity * (2 * obs_dim + act_dim + 2)
-    free = (torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available) / 1e9
-    if gigabytes > free:
-        raise UsageError(
-            f"--buffer-steps {args.buffer_steps:,} needs {gigabytes:,.1f} GB for {args.num_envs:,} environments, "
-            f"at most the {free:,.1f} GB that are free on {device} are allowed"
-        )
-    rb = VectorReplayBuffer(capacity, obs_dim, act_dim, device)
-
-    with contextlib.ExitStack() as stack:
-        run_dir = make_run_dir(args) if args.resume is None else Path(args.resume)
-        lock_run(run_dir, stack)
-        checkpoints, state = Checkpoints(run_dir / "checkpoints"), None
-        if args.resume is not None:
-            state = checkpoints.load(rb)
-
-        settings = {**asdict(args), "resume": None}
-        resumed_at = [*state["resumed_at"], state["step"]] if state else []
-        config = {"args": settings, "versions": versions_here(), "resumed_at": resumed_at}
-        writer, log_returns, wandb_id = start_logging(args, config, run_dir, state, stack)
-        print(f"{run_dir}\n{describe_settings(args)}", flush=True)
-
-        stop = StopSignals()
-        stack.callback(stop.restore)
-        network = {"obs_dim": obs_dim, "act_dim": act_dim, "alpha": args.alpha, "sigma_min": args.sigma_min}
-        network.update(sigma_max=args.sigma_max, coupling=args.coupling, num_shifts=args.num_shifts)
-        agent = Agent(network).to(device)
+    device = set_up_torch(args)
+    env, obs_dim, act_dim = make_env(args, args.num_envs, device, args.buffer_steps)
+    rb = VectorReplayBuffer(args.buffer_steps * args.num_envs, obs_dim, act_dim, device)
+    with Run(args, args.task, "returns.csv", ["mean", "std", "episodes"], args.total_vector_steps, rb) as run:
+        run.say(f"{run.dir}: settings of {paper_row(args.task) or 'no task of the paper'}, flags win\n{args}")
+        names = ("alpha", "sigma_min", "sigma_max", "coupling", "num_shifts")
+        network = {"obs_dim": obs_dim, "act_dim": act_dim, **{name: getattr(args, name) for name in names}}
+        agent, target = Agent(network).to(device), FlowPolicy(**network).to(device)
         policy, normalizer = agent.policy, agent.normalizer
-        target = FlowPolicy(**network).to(device)
-        target.load_state_dict(policy.state_dict())
-        target.requires_grad_(False)
-        soft_q_loss, optimizer = SoftQLoss(policy, target), Adam(policy.vector, args.learning_rate)
-        statistics = EpisodeStatistics(args.num_envs, device)
+        target.requires_grad_(False).load_state_dict(policy.state_dict())
+        optimizer, statistics = Adam(policy.vector, args.learning_rate), EpisodeStatistics(args.num_envs, device)
+        compiled = args.compile and device.type == "cpu" and args.total_vector_steps >= 20_000  # shorter: not worth it
+        learn = CompiledStep(update, policy, target, compiled)
         finite = torch.ones((), dtype=torch.bool, device=device)  # of all numbers so far: read when logging
 
-        def normalized(data):
-            return data._replace(obs=normalizer(data.obs), next_obs=normalizer(data.next_obs))
-
-        first_step = state["step"] if state else 0
-        learn = update
-        long_enough = args.total_vector_steps >= max(args.compile_min_vector_steps, first_step + 1)
-        if args.compile and device.type == "cpu" and long_enough:
-            data = torch.zeros(args.batch_size, sum(rb.widths)).split(rb.widths, dim=1)
-            learn = compile_or_eager(args, update, soft_q_loss, normalized(Transitions(*data)))
-
         def draw_learn_and_act(obs):
-            """A step but for the simulator: raw observations (N, S) -> u (N, A), the batch, Q, loss and norm."""
+            """All of a step except the simulator: raw obs (N, S) -> u (N, A), the batch, Q, loss, gradient norm."""
             data = rb.sample(args.batch_size)
             if args.normalize_samples:
                 normalizer.update(torch.cat([data.obs, data.next_obs]))
-            data = normalized(data)
+            data = data._replace(obs=normalizer(data.obs), next_obs=normalizer(data.next_obs))
             dropout, rates = policy.dropout_masks(args.batch_size), (args.gamma, args.tau, args.max_grad_norm)
-            loss, q, grad_norm = learn(soft_q_loss, optimizer, data, *rates, dropout)
+            loss, q, grad_norm = learn.run(optimizer, data, *rates, dropout)
             finite.logical_and_(torch.isfinite(loss + grad_norm))
             return agent.draw(obs), data, q, loss, grad_norm
 
         if device.type == "cuda" and args.cuda_graph:
             draw_learn_and_act = CudaGraph(draw_learn_and_act)
 
-        obs = env.reset()["obs"].clone()
-        done = torch.ones(args.num_envs, dtype=torch.bool, device=device)  # the first step is no step of an episode
-        u = None  # the actions before tanh (N, A), once they come with the update before them
-        returns, seconds_before, best_return = [], 0.0, -math.inf
-        learning_state = {
-            "policy": policy.vector,
-            "target": target.vector,
-            "exp_avg": optimizer.exp_avg,
-            "exp_avg_sq": optimizer.exp_avg_sq,
-            "beta_powers": optimizer.beta_powers,
-            "running": statistics.running,
-            "ring": statistics.ring,
-            "episodes": statistics.count,
-            **{f"normalizer_{name}": tensor for name, tensor in normalizer.named_buffers()},
-        }
-        restorable = hasattr(env, "get_state") and hasattr(env, "set_state")
-        if not restorable:
-            print(f"{args.make}: no get_state and set_state, so a resumed run begins with new episodes", flush=True)
-        if state:
-            seconds_before, best_return = state["seconds"], state["best_return"]
-            returns = state["returns"]
-            for name, tensor in learning_state.items():
-                tensor.copy_(state["learning"][name])
-            if restorable:
-                env.set_state(state["env"])
-                obs, done = state["obs"].to(device), state["done"].to(device)
-                u = None if state["u"] is None else state["u"].to(device)
-            else:
-                statistics.running.zero_()
-            set_random_streams(state["random"])
-        start_time = time.time() - seconds_before
-        bar = {"unit": "vector step", "dynamic_ncols": True, "mininterval": 1.0, "miniters": 1}
-        progress = stack.enter_context(tqdm(total=args.total_vector_steps, initial=first_step, **bar))
-
-        def say(text):
-            progress.write(text, file=sys.stdout)
-            sys.stdout.flush()  # a log file shows it now too
-
-        def check_finite(step):
-            if not bool(finite):
-                raise FloatingPointError(
-                    "an observation, action, reward, the loss or its gradient is not finite after the last log or "
-                    f"checkpoint before vector step {step:,}: a smaller --learning-rate or larger --alpha may help"
-                )
-
-        def write(what, function, *arguments):
-            """Calls a function that writes files. Returns whether there was room for them."""
-            try:
-                function(*arguments)
-            except OSError as error:  # a full disk must not end a run: the next time there may be room
-                say(f"the {what} could not be written ({error}); what was written before is as it was")
-                return False
-            return True
-
-        def save(kind, step):
-            """Writes model.pt (kind "last") or model_best.pt ("best")."""
-            check_finite(step)
-            about = {"kind": kind, "run": run_dir.resolve().name, "step": step, "network": network, "args": settings}
-            name = "model" if kind == "last" else "model_best"
-            save_model(run_dir / name, agent, {**about, "versions": versions_here()})
-
-        def log(step):
-            """One line of returns.csv. The only place, with checkpoints, where the host waits for the device."""
-            nonlocal best_return
-            check_finite(step)
-            episodes = statistics.last()
-            mean, std = (episodes[:, 0].mean(), episodes[:, 0].std()) if len(episodes) else (math.nan, math.nan)
-            seconds = time.time() - start_time
-            returns.append((step, round(seconds, 1), float(mean), float(std), len(episodes)))
-            log_returns(*returns[-1])
-            scalars = {"charts/SPS": int(step * args.num_envs / seconds)}
-            if len(episodes):
-                scalars.update({"charts/episodic_return": mean, "charts/episodic_length": episodes[:, 1].mean()})
-            if learned:
-                _, data, q, loss, grad_norm = learned
+        def log_and_save(step, results):
+            mean, std, length, number = statistics.last()
+            run.log_row(step, [mean, std, number])
+            run.say(f"vector step {step:,}: return {mean:.1f} +- {std:.1f} of the last {number} episodes")
+            scalars = {"charts/episodic_return": mean, "charts/episodic_length": length} if number > 0 else {}
+            scalars["charts/SPS"] = int(step * args.num_envs / (time.time() - run.start_time))
+            if results is not None:
+                data, q, loss, grad_norm = results
                 with torch.no_grad():  # Fig. 1: logs of the products of the Jacobian determinants
                     scalars["flow/log_det_nonlinear"] = policy.inverse(data.obs, data.act)[1].mean()
                     scalars["flow/log_det_linear"] = -policy.log_sigma(data.obs).sum(dim=1).mean()
                 scalars.update({f"losses/qf{k + 1}_values": q_k for k, q_k in enumerate(q.mean(dim=0))})
                 scalars.update({"losses/qf_loss": loss, "losses/grad_norm": grad_norm})
-            for name, value in scalars.items():
-                writer.add_scalar(name, float(value), step)
-            say(f"vector step {step:,}: return {mean:.1f} +- {std:.1f} of the last {len(episodes)} episodes")
-            is_best = len(episodes) == 100 and mean > best_return
-            if args.save_model and is_best and write("best model", save, "best", step):
-                best_return = float(mean)
+            run.log(step, scalars)
+            run.save_models(agent, step, mean if number == 100 else math.nan, network)  # fewer: may be a lucky few
 
-        def checkpoint(step):
-            check_finite(step)
-            writer.flush()
-            about = {"args": settings, "versions": versions_here(), "device": str(device), "resumed_at": resumed_at}
-            logs = {"returns": returns, "seconds": time.time() - start_time, "best_return": best_return}
-            logs["events"] = {path.name: path.stat().st_size for path in run_dir.glob("events.out.*")}
-            world = {"env": env.get_state() if restorable else None, "obs": obs, "done": done, "u": u}
-            streams = {"random": random_streams(), "wandb_id": wandb_id}
-            checkpoints.save(step, to_cpu({**about, **logs, **world, **streams, "learning": learning_state}), rb)
-
-        # TRY NOT TO MODIFY: start the game
-        learned = None
-        for step in range(first_step, args.total_vector_steps):
+        learned = {name: getattr(optimizer, name) for name in ("exp_avg", "exp_avg_sq", "beta_powers")}
+        learned.update(policy=policy.vector, target=target.vector, **vars(statistics), **normalizer.state_dict())
+        obs = env.reset()["obs"].clone()
+        done = torch.ones(args.num_envs, dtype=torch.bool, device=device)  # the first step resets all
+        u = results = None  # u: actions before tanh (N, A), where they came with the update before them
+        restorable = hasattr(env, "get_state") and hasattr(env, "set_state")
+        if run.first_step > 0:
+            for name, tensor in learned.items():
+                tensor.copy_(run.state["learned"][name])
+            if restorable:
+                env.set_state(run.state["env"])
+                obs, done, u = (x if x is None else x.to(device) for x in run.state["between_steps"])
+            else:
+                statistics.running.zero_()
+                run.say(f"{args.make} has no get_state and set_state: not bit for bit as before, new episodes begin")
+            set_random_streams(run.state["random"])
+        for step in range(run.first_step, args.total_vector_steps):
+            # Algorithm 1: act. The first actions are uniform, the later ones come with the update before them
             if step < args.random_steps:
                 u = policy.pre_tanh(2 * torch.rand(args.num_envs, act_dim, device=device) - 1)
-            elif u is None:  # the later ones come with the update before them
+            elif u is None:
                 u = agent.draw(obs)
-
-            # Algorithm 1: step the environments; what comes back is the simulator's own memory, so it is copied
-            spurious = done  # after its last step an environment resets in the next one, which is no step of an episode
-            next_obs, reward, done, extras = env.step(torch.tanh(u))
-            next_obs, reward, done = next_obs["obs"].clone(), reward.clone(), done != 0
-            terminated = done if args.timeouts_terminate else done & ~extras["time_outs"]  # a time limit does not cut
-
-            # Algorithm 1: store (s, a, r, s'), the action before tanh
+            resets = done
+            next_obs, reward, done, timed_out, in_episode = step_simulator(env, torch.tanh(u), resets)
             finite.logical_and_(torch.isfinite(next_obs).all() & torch.isfinite(reward + u.sum(dim=1)).all())
-            valid = torch.ones_like(done) if args.keep_spurious else ~spurious
+            statistics.add(reward, done, in_episode)
+
+            # Algorithm 1: store (s, a, r, s'), the action before tanh; where a simulator resets, s' does not follow s
+            terminated = done if args.timeouts_terminate else done & ~timed_out  # a time limit does not cut
             stored_u = policy.pre_tanh(torch.tanh(u)) if args.clamp_actions else u
-            rb.add(obs, next_obs, stored_u, reward, terminated, valid)
-            statistics.add(reward, done, ~spurious)
+            rb.add(obs, next_obs, stored_u, reward, terminated, valid=~resets | args.keep_spurious)
             if not args.normalize_samples:
                 normalizer.update(next_obs)
             obs, u = next_obs, None
 
-            # Algorithm 1: one gradient step on Eq. 9, one step of the target and the next actions
+            # Algorithm 1: one gradient step on Eq. 9, one step of the target, and the next actions
             if step >= args.learning_starts:
-                learned = draw_learn_and_act(obs)
-                u = learned[0]
-            progress.update()
-
-            steps_done, ends = step + 1, step + 1 == args.total_vector_steps
-            stopped_by = 0 if ends else stop.number  # read once: a signal may come at any moment
-            if ends or steps_done % args.log_frequency == 0:
-                log(steps_done)
-            if args.save_model and stopped_by:
-                write("model", save, "last", steps_done)
-            if ends or stopped_by or steps_done % args.checkpoint_frequency == 0:
-                written = write("checkpoint", checkpoint, steps_done)
-            if stopped_by:
-                how = "go on" if written else "go on from the newest checkpoint, if there is one,"
-                script = os.path.basename(__file__)
-                say(f"stopped at vector step {steps_done:,}; {how} with: python {script} --resume {run_dir}")
-                sys.exit(128 + stopped_by)
-        if args.save_model:
-            write("model", save, "last", args.total_vector_steps)
-        say(f"finished: {run_dir} (look at it with `tensorboard --logdir runs`)")
-    return TrainResult(agent, str(run_dir), [(row[0], row[2]) for row in returns])
+                u, *results = draw_learn_and_act(obs)
+            run.progress.update()
+            ends = step + 1 == args.total_vector_steps
+            logs, saves = (ends or (step + 1) % n == 0 for n in (args.log_frequency, args.checkpoint_frequency))
+            if (logs or saves) and not bool(finite):  # only here does the host wait for the device
+                advice = "a smaller --learning-rate or a larger --alpha may help"
+                raise FloatingPointError(f"a number is not finite before vector step {step + 1:,}: {advice}")
+            if logs:
+                log_and_save(step + 1, results)
+            if saves:
+                state = env.get_state() if restorable else None
+                run.checkpoint(step + 1, learned, env=state, between_steps=[obs, done, u])
+        run.say(f"finished: {run.dir} (look at it with `tensorboard --logdir runs`)")
+    return agent, run
 
 
-def play(args):
-    """Plays --eval-episodes episodes at once with the model of --evaluate. Prints and returns their returns.
+# ---- Plumbing: nothing below is about MEow ---------------------------------------------------------------------------
+VERSIONED = {"gymnasium", "mujoco", "numpy", "torch"}  # modules that decide a run's numbers
 
-    Raises UsageError for bad input.
-    """
-    check_args(args)
-    torch.set_num_threads(args.torch_threads)
-    agent, about = load_agent(args.evaluate)
-    check_unchanged(args, about["args"], "--evaluate", {*MAY_CHANGE, "seed"})
+
+class UsageError(ValueError):
+    """Bad input: one sentence naming the flag and what is allowed. Raised before any work; exit code 2."""
+
+
+def paper_row(task):
+    """The name of `task`'s row in PAPER_SETTINGS (AntMujoco has Ant's), or None if it has none."""
+    row = task[: -len("Mujoco")] if task.endswith("Mujoco") else task
+    return row if row in PAPER_SETTINGS else None
+
+
+def check_args(args):
+    """Raises UsageError for settings that no run can have."""
+    counts = "num_envs batch_size buffer_steps log_frequency checkpoint_frequency eval_episodes torch_threads".split()
+    positive = ("learning_rate", "max_grad_norm", "alpha")
+    for allowed, rule in [
+        *((getattr(args, name) >= 1, f"--{name.replace('_', '-')} must be >= 1") for name in counts),
+        *((0 < getattr(args, name) < math.inf, f"--{name.replace('_', '-')} must be > 0, finite") for name in positive),
+        (0 <= args.random_steps <= args.learning_starts, "--random-steps must be >= 0 and <= --learning-starts"),
+        (1 <= args.learning_starts < args.total_vector_steps, "--learning-starts must be >= 1, < --total-vector-steps"),
+        (0 <= args.seed < 2**32, "--seed must be >= 0 and < 2**32"),
+        (0 < args.tau <= 1, "--tau must be > 0 and <= 1"),
+        (0 <= args.gamma <= 1, "--gamma must be >= 0 and <= 1"),
+        (-math.inf < args.sigma_min < args.sigma_max < math.inf, "--sigma-min must be < --sigma-max, both finite"),
+        (re.fullmatch(r"[A-Za-z_][\w.]*:\w+", args.make), "--make must be MODULE:FUNCTION"),
+        (None in (args.resume, args.evaluate), "--resume and --evaluate must not be given together"),
+    ]:
+        if not allowed:
+            given = [f"--{name} {getattr(args, name.replace('-', '_'))}" for name in re.findall(r"--([\w-]+)", rule)]
+            raise UsageError(f"{rule}, got {' '.join(given)}")
+
+
+def make_env(args, num_envs, device, buffer_steps=0):
+    """Seeds the global random streams, which isaacgymenvs.make does not, and makes the simulator that --make names.
+    Returns it, obs_dim and act_dim. Raises UsageError if that fails, or if a buffer of buffer_steps does not fit."""
     random.seed(args.seed)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    device = torch.device("cuda:0" if torch.cuda.is_available() and args.cuda else "cpu")
-    use_onednn(device)
-    env, agent = make_env(args, args.eval_episodes, device), agent.to(device)
-    print(f"{args.evaluate}: {about['kind']} model of {args.task}, after {about['step']:,} vector steps", flush=True)
+    module, _, function = args.make.partition(":")
+    devices = dict.fromkeys(("sim_device", "rl_device"), "cuda:0" if device.type == "cuda" else "cpu")
+    try:  # headless, or it opens a viewer
+        make = getattr(importlib.import_module(module), function)
+        env = make(args.seed, args.task, num_envs, **devices, graphics_device_id=-1, headless=True)
+    except (Exception, SystemExit) as error:  # every simulator fails in its own way, Isaac Gym by quit()
+        advice = "install Isaac Gym as the README says, or --make benchmark.simulators.mujoco:make --task AntMujoco"
+        advice = f" (isaacgym: {isaacgym_problem or 'imported'}; {advice})" * isinstance(error, ImportError)
+        raise UsageError(f"--make {args.make} must make --task {args.task} here: {error!r}{advice}") from error
+    obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]
+    needed = 4e-9 * buffer_steps * num_envs * (2 * obs_dim + act_dim + 2)
+    free = 1e-9 * (torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available)
+    if needed > free:
+        raise UsageError(f"--buffer-steps must fit in memory: it needs {needed:,.1f} GB, {free:,.1f} are free")
+    return env, obs_dim, act_dim
+
+
+def step_simulator(env, actions, resets):
+    """A step of all environments; those in `resets` (N,), which were done, reset in it. Returns copies, for a simulator
+    reuses its memory: obs (N, S), reward, done, timed_out and in_episode (N,), which tells whose reward counts: where
+    the step that resets is the new episode's first (AllegroHand: progress is 1 after it) it does, elsewhere not."""
+    obs, reward, done, extras = env.step(actions)
+    progress = getattr(env, "progress_buf", torch.zeros_like(done))
+    return obs["obs"].clone(), reward.clone(), done != 0, extras["time_outs"].clone(), ~resets | (progress == 1)
+
+
+def set_up_torch(args):
+    """Sets threads, memory and matrix products of PyTorch. Returns the device."""
+    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+    torch.set_num_threads(args.torch_threads)
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        # SPEED: up to -10%: glibc keeps freed memory: 2 page faults per step instead of 40 to 90
+        for parameter, value in ((-1, 2**30), (-3, 2**25)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            ctypes.CDLL(None).mallopt(parameter, value)
+    # SPEED: -16% of a step of Hopper-v4, -32% of Humanoid-v4's, on a Zen 5, whose AVX-512 units MKL leaves half idle:
+    # "medium" lets PyTorch take oneDNN for matrix products; where that would use bfloat16 (AMX), MKL stays
+    torch.set_float32_matmul_precision("medium" if device.type == "cpu" else "highest")
+    x = torch.linspace(-1, 1, 2**16).view(2**8, 2**8)
+    if (x @ x - x.double() @ x.double()).abs().max() > 1e-3:
+        torch.set_float32_matmul_precision("highest")
+    return device
+
+
+class CompiledStep(nn.Module):
+    """`run(...)` calls step(policy, target, ...). The first call compiles it for the CPU, if that works, and only for
+    the memory layout and the plain numbers of its inputs. SPEED: Hopper-v4 2.7 ms, eager 8.9 ms."""
+
+    def __init__(self, step, policy, target, compiled=True):
+        super().__init__()
+        self.step, self.policy, self.target = step, policy, target
+        self.function = None if compiled else CompiledStep.forward
+
+    def forward(self, *inputs):
+        return self.step(self.policy, self.target, *inputs)
+
+    def on_vectors(self, *inputs):
+        """SPEED: -5%: the compiled graph makes the parameters from two vectors instead of taking 100 inputs."""
+        policy, target = self.policy, self.target
+        parameters = {f"policy.{k}": view for k, view in policy.views(policy.vector.detach().requires_grad_()).items()}
+        parameters.update({f"target.{k}": view for k, view in target.views(target.vector).items()})
+        return torch.func.functional_call(self, parameters, inputs)
+
+    def run(self, *inputs):
+        if self.function is None:
+            print("compiling the learning step: about a minute, seconds where cached", flush=True)
+            try:
+                torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes a part of the one graph
+                options = {"cpp_wrapper": True}  # SPEED: -6%
+                options["cpp.enable_floating_point_contract_flag"] = "fast"  # SPEED: -3%, by fused multiply-adds
+                options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe  # SPEED: -5%; no setting changes
+                settings = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True, "options": options}
+                self.function = torch.compile(CompiledStep.on_vectors, **settings)
+                return self.function(self, *inputs)
+            except (RuntimeError, AttributeError, TypeError) as error:  # no compiler; the last two: an older PyTorch
+                print("--compile: running eager, for compiling failed:", str(error).partition("\n")[0], flush=True)
+                self.function = CompiledStep.forward
+        return self.function(self, *inputs)
+
+
+class CudaGraph:
+    """`step`, a function of obs (B, S), captured as one CUDA graph and replayed: one launch, not hundreds. The first
+    three calls run as they are, which warms up. SPEED: Hopper-v4 on an H100 564 steps/s, 68 without."""
+
+    def __init__(self, step):
+        self.step, self.calls, self.stream, self.graph = step, 0, torch.cuda.Stream(), torch.cuda.CUDAGraph()
+
+    def __call__(self, obs):
+        self.calls += 1
+        if self.calls <= 3:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                self.outputs = self.step(obs)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return self.outputs
+        if self.calls == 4:
+            self.obs = obs.clone()
+            with torch.cuda.graph(self.graph):
+                self.outputs = self.step(self.obs)
+        self.obs.copy_(obs)
+        self.graph.replay()
+        return self.outputs
+
+
+def random_streams():
+    """The states of the global random streams (python, numpy, torch, each GPU's), as plain data."""
+    numpy = tuple(x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state())
+    return random.getstate(), numpy, torch.get_rng_state(), torch.cuda.get_rng_state_all()
+
+
+def set_random_streams(streams):
+    """Puts the global random streams into states of `random_streams`."""
+    for set_state, state in zip((random.setstate, np.random.set_state, torch.set_rng_state), streams):
+        set_state(state)
+    torch.cuda.set_rng_state_all(streams[3][: torch.cuda.device_count()])
+
+
+def save_file(path, content):
+    """Writes tensors and plain data, the whole file or nothing: what was there stays until all is on the disk."""
+    with open(f"{path}.tmp", "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.tmp", path)
+
+
+def load_file(path, flag, use):
+    """use(what save_file wrote); nothing in it can run code. Raises UsageError if it is missing or damaged."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            if file.testzip() is not None:
+                raise ValueError("it is damaged")
+        return use(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # damaged bytes raise whatever they like
+        raise UsageError(f"{flag} must name what this script wrote, not {path}: {error!r:.150}") from error
+
+
+class Run(contextlib.AbstractContextManager):
+    """The folder runs/NAME of a run: lock, logs, progress bar, models and checkpoint. table, columns: the CSV file, and
+    what follows step and seconds in it. state: what --resume continues from. Raises UsageError."""
+
+    def __init__(self, args, task, table, columns, total, rb):
+        name = f"{task}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
+        self.args, self.rb, self.dir = args, rb, Path("runs", name) if args.resume is None else Path(args.resume)
+        self.versions = {name: str(module.__version__) for name, module in sys.modules.items() if name in VERSIONED}
+        self.state = {"step": 0, "seconds": 0.0, "best": -math.inf, "rows": [], "replay": [], "wandb_id": None}
+        if args.resume is not None:
+            self.load_checkpoint(total)
+        self.first_step, self.start_time = self.state["step"], time.time() - self.state["seconds"]
+        self.config = {"args": {**asdict(args), "resume": None}, "versions": self.versions, "resumed": self.first_step}
+        if args.track:
+            import wandb
+
+            names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.dir.name}
+            names.update(id=self.state["wandb_id"], resume="allow", config={**self.config["args"], **self.config})
+            try:
+                self.state["wandb_id"] = wandb.init(**names, sync_tensorboard=True, save_code=True).id
+            except Exception as error:  # no key, no network, bad WANDB_* variables: each its own class
+                raise UsageError(f"--track needs a W&B login, or WANDB_MODE=offline: {error}") from error
+        try:
+            self.dir.mkdir(parents=True, exist_ok=args.resume is not None)
+            self.lock = FileLock(self.dir / "lock")
+            self.lock.acquire(timeout=0)
+            (self.dir / "config.json").write_text(json.dumps(self.config, indent=2))
+        except OSError as error:
+            raise UsageError(f"the run's folder {self.dir} must be writable and in no other use: {error}") from error
+        self.table, self.columns = self.dir / table, ["step", "seconds", *columns]
+        # purge_step: readers forget what was logged after the checkpoint
+        self.writer = SummaryWriter(self.dir, purge_step=self.first_step + 1 if self.first_step else None)
+        self.writer.add_text("hyperparameters", f"```\n{json.dumps(self.config, indent=2)}\n```", self.first_step)
+        bar = {"unit": "step", "dynamic_ncols": True, "mininterval": 1.0, "miniters": 1}  # 1: learning steps are slower
+        self.progress = tqdm(total=total, initial=self.first_step, **bar)
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, (KeyboardInterrupt, OSError)) and (self.dir / "checkpoint.pt").exists():
+            self.say(f"continue with: python {shlex.join([sys.argv[0], '--resume', str(self.dir)])}")
+        self.progress.close()
+        self.writer.close()
+        self.lock.release()
+
+    def say(self, text):
+        """Prints above the progress bar."""
+        self.progress.write(text, file=sys.stdout)
+        sys.stdout.flush()  # a log file shows it now too
+
+    def log(self, step, scalars):
+        """Writes {name: number} to TensorBoard and W&B."""
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, float(value), step)
+
+    def log_row(self, step, numbers):
+        """Adds a line to the CSV file."""
+        self.state["rows"].append([step, round(time.time() - self.start_time, 1), *map(float, numbers)])
+        self.table.write_text("".join(",".join(map(str, row)) + "\n" for row in [self.columns, *self.state["rows"]]))
+
+    def save_models(self, module, step, score, network):
+        """Writes model.pt, and model_best.pt if the score is the best so far. network: how to make the module again."""
+        about = {**self.config, "run": self.dir.resolve().name, "step": step, "score": float(score), "network": network}
+        model = {"about": about, "state_dict": {name: tensor.cpu() for name, tensor in module.state_dict().items()}}
+        save_file(self.dir / "model.pt", model)
+        if score > self.state["best"]:
+            save_file(self.dir / "model_best.pt", model)
+            self.state["best"] = float(score)
+
+    def checkpoint(self, step, learned, **world):
+        """Writes all that --resume needs: a file of the transitions that are new, then checkpoint.pt. A kill or a full
+        disk at any moment leaves the checkpoint before it whole."""
+        oldest, stop = max(0, self.rb.added - len(self.rb.rows)), self.rb.added
+        replay = [(first, last) for first, last in self.state["replay"] if last > oldest]
+        for first in range(replay[-1][1] if replay else oldest, stop, 2**20):
+            replay.append((first, min(first + 2**20, stop)))
+            save_file(self.dir / f"replay_{first}_{replay[-1][1]}.pt", {"rows": self.rb.get_rows(*replay[-1])})
+        self.state.update(step=step, config=self.config, seconds=time.time() - self.start_time, replay=replay, **world)
+        self.state.update(random=random_streams(), learned={name: tensor.cpu() for name, tensor in learned.items()})
+        save_file(self.dir / "checkpoint.pt", self.state)
+        needed = {f"replay_{first}_{stop}.pt" for first, stop in replay}
+        for path in self.dir.glob("replay_*"):
+            if path.name not in needed:
+                path.unlink()
+
+    def load_checkpoint(self, total):
+        """Fills `state` and the replay buffer."""
+        self.state = load_file(self.dir / "checkpoint.pt", "--resume", lambda state: {**state, "rows": state["rows"]})
+        check_unchanged(self.args, self.state["config"]["args"], "--resume", MAY_CHANGE)
+        before, now = self.state["config"]["versions"], self.versions
+        if total < self.state["step"]:
+            raise UsageError(f"--resume: that run has done {self.state['step']:,} steps, more than {total:,}")
+        if before.get("mujoco") != now.get("mujoco"):  # one curve must be of one simulator
+            raise UsageError(f"--resume needs mujoco {before.get('mujoco')}, as before, not {now.get('mujoco')}")
+        if before != now:
+            print(f"not bit for bit as before: versions were {before}, are {now}", flush=True)
+        self.rb.added = self.state["replay"][0][0]
+        for first, stop in tqdm(self.state["replay"], "loading the replay buffer", delay=2):
+            load_file(self.dir / f"replay_{first}_{stop}.pt", "--resume", lambda file: self.rb.set_rows(file["rows"]))
+
+
+# What a resumed run may change: how long it runs, and what changes none of its numbers except by rounding.
+MAY_CHANGE = {"total_vector_steps", "checkpoint_frequency", "track", "wandb_project_name", "wandb_entity", "resume"}
+MAY_CHANGE |= {"cuda", "cuda_graph", "compile", "torch_threads", "evaluate", "eval_episodes", "eval_deterministic"}
+
+
+def check_unchanged(args, stored, flag, may_change):
+    """Raises UsageError if `args` are not `stored`, of the run that `flag` names, except names in `may_change`."""
+    for name, value in stored.items():
+        if name not in may_change and getattr(args, name, None) != value:
+            raise UsageError(f"--{name.replace('_', '-')} must stay {value} with {flag}")
+
+
+def load_agent(path):
+    """The Agent of a model file or of a run's folder, on the CPU, and the dict about it. Raises UsageError."""
+
+    def make(model):
+        agent = Agent(model["about"]["network"])
+        agent.load_state_dict(model["state_dict"])
+        return agent, model["about"]
+
+    return load_file(Path(path, "model.pt") if Path(path).is_dir() else path, "--evaluate", make)
+
+
+def stored_args(args):
+    """The settings of the run that --resume or --evaluate name. Raises UsageError if there is none."""
+    if args.resume is not None:
+        stored = load_file(Path(args.resume, "checkpoint.pt"), "--resume", lambda state: state["config"]["args"])
+    else:
+        stored = load_agent(args.evaluate)[1]["args"]
+    known = {name: value for name, value in stored.items() if hasattr(args, name)}
+    return replace(args, **{**known, "resume": args.resume, "evaluate": args.evaluate})
+
+
+def play(args):
+    """Plays --eval-episodes whole episodes at once with the model of --evaluate. Prints and returns their returns."""
+    check_args(args)
+    agent, about = load_agent(args.evaluate)
+    check_unchanged(args, about["args"], "--evaluate", {*MAY_CHANGE, "seed"})
+    device = set_up_torch(args)
+    env, _, _ = make_env(args, args.eval_episodes, device)
+    print(f"{args.task} after {about['step']:,} vector steps", flush=True)
+    agent.to(device)
     obs = env.reset()["obs"].clone()
-    spurious = torch.ones(args.eval_episodes, dtype=torch.bool, device=device)
-    running, returns = spurious.clone(), torch.zeros(args.eval_episodes, dtype=torch.float64, device=device)
+    done = running = torch.ones(args.eval_episodes, dtype=torch.bool, device=device)  # the first step resets all
+    returns = torch.zeros(args.eval_episodes, dtype=torch.float64, device=device)
     while bool(running.any()):
-        obs, reward, done, _ = env.step(agent.act(obs, deterministic=not args.stochastic))
-        obs, done = obs["obs"].clone(), done != 0
-        returns += reward * (running & ~spurious)
-        running &= ~(done & ~spurious)
-        spurious = done
+        obs, reward, done, _, in_episode = step_simulator(env, agent.act(obs, args.eval_deterministic), resets=done)
+        returns += torch.where(running & in_episode, reward.double(), torch.zeros_like(returns))
+        running = running & ~(done & in_episode)
     returns = returns.cpu().numpy()
     if not np.isfinite(returns).all():
-        raise FloatingPointError("--evaluate: a return is not finite: the model or the simulator has diverged")
+        raise FloatingPointError("--evaluate: a return is not finite, the model or the simulator has diverged")
     for i, episodic_return in enumerate(returns):
         print(f"episode {i}: {episodic_return:.1f}")
-    print(
-        f"{len(returns)} {'stochastic' if args.stochastic else 'deterministic'} episodes: mean {returns.mean():.1f}, "
-        f"std {returns.std():.1f}, min {returns.min():.1f}, max {returns.max():.1f}"
-    )
+    kind = "deterministic" if args.eval_deterministic else "stochastic"
+    print(f"{len(returns)} {kind} episodes: mean {returns.mean():.1f}, std {returns.std():.1f}")
     return returns
 
 
 def main():
-    """The command line. Returns the exit code: 0, 2 for bad input, 1 where a run had to stop."""
+    """The command line. Returns the exit code: 0, 2 for bad input, 1 where a run had to stop, 130 after Ctrl-C."""
     args = tyro.cli(Args)
     try:
         if args.resume is not None or args.evaluate is not None:
             args = tyro.cli(Args, default=stored_args(args))  # flags win over what that run had
         (play if args.evaluate else train)(args)
-    except (UsageError, FloatingPointError) as error:
+    except (UsageError, FloatingPointError, OSError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    except OSError as error:
-        advice = "; --resume goes on from the newest checkpoint" if args.evaluate is None else ""
-        print(f"{error}{advice}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return 130
     return 0
 
 

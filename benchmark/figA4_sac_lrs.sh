@@ -1,29 +1,17 @@
 #!/usr/bin/env bash
 # SAC with learnable reward shifting added to its critics (Fig. A4), against SAC and MEow, 5 seeds.
 #
-#     benchmark/figA4_sac_lrs.sh [--seeds N] [--workers N] [--quick | --smoke | --steps N] [-- OPTIONS OF benchmark/run.py]
+#     benchmark/figA4_sac_lrs.sh [--seeds N] [--workers N] [--quick | --smoke | --steps N] ...     (--help: all options)
 #
 # Expect: LRS helps SAC little, for its critic is no flow whose determinants could blow up. SAC is Fig. A2's ECGA, MEow Fig. 3's.
-# Hardware: one CPU core a worker, 1 to 5 GB of memory each.
+# Hardware: one CPU core per worker, 1 to 5 GB of memory each.
 # Length: 3 systems x 5 seeds x 16M steps. A seed of Hopper-v4 (1.5M) takes one core
 # 3.0 hours with SAC, 4.9 SAC + LRS, 1.7 MEow (benchmark/README.md), one of Humanoid-v4 (5M) MEow 10 hours.
 source "$(dirname "$0")/launch.sh"
 
-train "$mujoco_flags" \
-  "python benchmark/actor_critic_continuous_action.py --exp-name ecga --env-id Hopper-v4 --critic energy --actor gaussian --total-timesteps 1500000" \
-  "python benchmark/actor_critic_continuous_action.py --exp-name ecga --env-id HalfCheetah-v4 --critic energy --actor gaussian --total-timesteps 1500000" \
-  "python benchmark/actor_critic_continuous_action.py --exp-name ecga --env-id Walker2d-v4 --critic energy --actor gaussian --total-timesteps 4000000" \
-  "python benchmark/actor_critic_continuous_action.py --exp-name ecga --env-id Ant-v4 --critic energy --actor gaussian --total-timesteps 4000000" \
-  "python benchmark/actor_critic_continuous_action.py --exp-name ecga --env-id Humanoid-v4 --critic energy --actor gaussian --total-timesteps 5000000" \
-  "python benchmark/actor_critic_continuous_action.py --exp-name sac_lrs --env-id Hopper-v4 --critic energy --actor gaussian --lrs --total-timesteps 1500000" \
-  "python benchmark/actor_critic_continuous_action.py --exp-name sac_lrs --env-id HalfCheetah-v4 --critic energy --actor gaussian --lrs --total-timesteps 1500000" \
-  "python benchmark/actor_critic_continuous_action.py --exp-name sac_lrs --env-id Walker2d-v4 --critic energy --actor gaussian --lrs --total-timesteps 4000000" \
-  "python benchmark/actor_critic_continuous_action.py --exp-name sac_lrs --env-id Ant-v4 --critic energy --actor gaussian --lrs --total-timesteps 4000000" \
-  "python benchmark/actor_critic_continuous_action.py --exp-name sac_lrs --env-id Humanoid-v4 --critic energy --actor gaussian --lrs --total-timesteps 5000000" \
-  "python meow_continuous_action.py --exp-name meow --env-id Hopper-v4 --total-timesteps 1500000 --learning-starts 5000 --alpha 0.25 --tau 0.005 --sigma-min -5 --sigma-max -0.3" \
-  "python meow_continuous_action.py --exp-name meow --env-id HalfCheetah-v4 --total-timesteps 1500000 --learning-starts 10000 --alpha 0.25 --tau 0.003 --sigma-min -5 --sigma-max 2" \
-  "python meow_continuous_action.py --exp-name meow --env-id Walker2d-v4 --total-timesteps 4000000 --learning-starts 10000 --alpha 0.1 --tau 0.005 --sigma-min -5 --sigma-max -0.3" \
-  "python meow_continuous_action.py --exp-name meow --env-id Ant-v4 --total-timesteps 4000000 --learning-starts 5000 --alpha 0.05 --tau 0.0001 --sigma-min -5 --sigma-max -0.3" \
-  "python meow_continuous_action.py --exp-name meow --env-id Humanoid-v4 --total-timesteps 5000000 --learning-starts 5000 --alpha 0.125 --tau 0.0005 --sigma-min -5 --sigma-max -0.3"
+train "Hopper-v4 HalfCheetah-v4 Walker2d-v4 Ant-v4 Humanoid-v4" \
+  "python benchmark/baselines/actor_critic.py --exp-name ecga --critic energy --actor gaussian" \
+  "python benchmark/baselines/actor_critic.py --exp-name sac_lrs --critic energy --actor gaussian --lrs" \
+  "python meow_continuous_action.py --exp-name meow"
 
-draw figA4_sac_lrs --env-ids Hopper-v4 HalfCheetah-v4 Walker2d-v4 Ant-v4 Humanoid-v4 --systems ecga sac_lrs meow
+draw

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 results=benchmark/results
 
 plot() { # FOLDER/NAME OPTIONS...: without the curves over hours, for these runs were paused now and then
-  python benchmark/plot.py --output "$results/$1" "${@:2}"
+  python benchmark/tools/plot.py --output "$results/$1" "${@:2}"
   rm -f "$results/$1"_hours.*
 }
 
@@ -18,4 +18,4 @@ plot Hopper-v4/fig1_jacobian --runs $results/Hopper-v4 --systems meow_affine meo
 plot mujoco-4.0.0/curve --runs $results/mujoco-4.0.0
 plot compile/curve --runs $results/compile --systems eager compiled one_graph
 plot AntMujoco/curve --runs $results/AntMujoco
-python benchmark/report.py --runs $results/*-v4 $results/AntMujoco --output $results/REPORT.md
+python benchmark/tools/report.py --runs $results/*-v4 $results/AntMujoco --output $results/REPORT.md

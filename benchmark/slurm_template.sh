@@ -1,6 +1,6 @@
 #!/bin/bash
 # A Slurm job array of run.py, which fills in the double braces. Add what your cluster asks for: --partition,
-# --account, --time, --gpus=1 ... Any --time will do: a job goes on from its checkpoint as often as needed.
+# --account, --time, --gpus=1 ... Any --time will do: a job resumes from its checkpoint as often as needed.
 #SBATCH --job-name=meow
 #SBATCH --array={{array}}
 #SBATCH --ntasks=1
@@ -11,14 +11,8 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@60
 
-# A minute before the time limit Slurm sends SIGUSR1 to this script alone: the training is told to write a checkpoint,
-# run.py ends with 143 (128 + SIGTERM), and this task of the array is queued again.
-trap 'kill -TERM $!' USR1
+# A minute before the time limit Slurm sends SIGUSR1 to this script alone: the job ends, and this task of the array is
+# queued again, to resume from the job's checkpoint.
 {{command}} --only-job "$SLURM_ARRAY_TASK_ID" &
-wait $! # ends at the signal too, the second does not
+trap "kill $!; scontrol requeue ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" USR1
 wait $!
-code=$?
-if [ $code -eq 143 ]; then
-    scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
-fi
-exit $code

@@ -1,6 +1,8 @@
-"""Small environments whose transitions can be counted, registered for every test."""
+"""Small environments whose transitions can be counted, registered for every test, and the command line in-process."""
 
 import os
+import subprocess
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -19,6 +21,27 @@ def gpu_for_test_cuda_alone(request):
             patch.setenv("CUDA_VISIBLE_DEVICES", "")  # of scripts that tests start
             patch.setattr(torch.cuda, "is_available", lambda: False)
         yield
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch, capfd):
+    """script(*flags) is `python meow_continuous_action.py ...` in an empty folder, but, for speed, in this process."""
+    import meow_continuous_action as meow
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")  # tyro breaks its sentences to fit the terminal
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+
+    def call(*flags):
+        monkeypatch.setattr(sys, "argv", ["meow_continuous_action.py", *map(str, flags)])
+        capfd.readouterr()
+        try:
+            code = meow.main()
+        except SystemExit as stop:
+            code = stop.code
+        return subprocess.CompletedProcess(flags, code, *capfd.readouterr())
+
+    return call
 
 
 class CountingEnv(gym.Env):

@@ -1,37 +1,14 @@
-"""The actor-critic counterparts of MEow: densities, the update, the shifts, the settings, and that each one learns."""
+"""The actor-critic counterparts of MEow: densities, the update, the shifts, the settings. Runs: test_baselines.py."""
 
-import ast
 import copy
-import csv
-import functools
-import json
 import math
-import sys
-from dataclasses import replace
-from pathlib import Path
 
-import gymnasium as gym
-import numpy as np
-import off_policy
 import pytest
 import torch
-from actor_critic_continuous_action import (
-    ActorCritic,
-    Args,
-    EnergyCritic,
-    FlowActor,
-    FlowCritic,
-    FlowPolicy,
-    GaussianActor,
-    make_agent,
-    meow,
-)
-from test_cli import assert_refused, run_counting
+from actor_critic import ActorCritic, Args, EnergyCritic, FlowActor, FlowCritic, GaussianActor, meow
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "benchmark" / "actor_critic_continuous_action.py"
 OBS_DIM, ACT_DIM = 5, 3
 VARIANTS = {
     "ecga": {"critic": "energy", "actor": "gaussian"},
@@ -40,30 +17,6 @@ VARIANTS = {
     "fcfa": {"critic": "flow", "actor": "flow", "lrs": True},
     "sac_lrs": {"critic": "energy", "actor": "gaussian", "lrs": True},
 }
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-class Point(gym.Env):
-    """A point in the plane starts in [-1,1]^2 and moves by up to 0.3 a coordinate; reward -|x| - |y| after the move."""
-
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
-    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.position = self.np_random.uniform(-1, 1, 2)
-        return self.position.copy(), {}
-
-    def step(self, action):
-        self.position += 0.3 * np.clip(action, -1, 1)
-        return self.position.copy(), -np.abs(self.position).sum(), False, False, {}
-
-
-gym.register("ActorCriticPoint-v0", entry_point=Point, max_episode_steps=10)
 
 
 def random_agent(dtype=torch.float64, **flags):
@@ -84,20 +37,6 @@ def random_batch(batch=32, dtype=torch.float64):
     reward = torch.randn(batch, 1, generator=generator).to(dtype)
     terminated = (torch.rand(batch, 1, generator=generator) < 0.3).to(dtype)
     return meow.Transitions(obs, next_obs, act, reward, terminated)
-
-
-def definitions(path):
-    source = path.read_text()
-    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
-    return {node.name: ast.get_source_segment(source, node) for node in nodes}
-
-
-def test_the_flows_classes_are_those_of_the_other_script_word_for_word_and_in_the_same_order():
-    ours, other = definitions(SCRIPT), definitions(ROOT / "meow_continuous_action.py")
-    shared = [name for name in ours if name in other and name not in ("Args", "describe_settings")]
-    assert shared == ["Swish", "Linear", "MLP", "CouplingLayer", "FlowPolicy"]
-    for name in shared:
-        assert ours[name] == other[name], name
 
 
 # Actors
@@ -219,10 +158,10 @@ def test_the_shifts_start_as_meows():
 @pytest.mark.parametrize("lrs, heads", [(False, 1), (True, 2)])
 def test_the_flow_critic_is_meows_and_its_shifts_change_no_gradient(lrs, heads):
     agent, obs = random_agent(critic="flow", lrs=lrs), random_batch(16).obs
-    assert isinstance(agent.critic, FlowPolicy) and agent.critic.alpha == 0.25
+    assert isinstance(agent.critic, meow.FlowPolicy) and agent.critic.alpha == 0.25
     assert (agent.critic.sigma_min, agent.critic.sigma_max) == (-5.0, -0.3)
     act = torch.rand(16, ACT_DIM, dtype=torch.float64) * 2 - 1
-    torch.testing.assert_close(agent.critic.get_q(obs, act), FlowPolicy.get_q(agent.critic, obs, torch.atanh(act)))
+    torch.testing.assert_close(agent.critic.get_q(obs, act), meow.FlowPolicy.get_q(agent.critic, obs, torch.atanh(act)))
     bare = copy.deepcopy(agent.critic)
     bare.shifts = torch.nn.ModuleList()
     grads = []
@@ -242,7 +181,7 @@ def test_the_flow_critic_is_meows_and_its_shifts_change_no_gradient(lrs, heads):
 @pytest.mark.parametrize("flags", [*VARIANTS.values(), {"critic": "flow"}, {"alpha": 0.3}], ids=str)
 def test_updates_are_those_of_a_plain_loop_over_the_transitions(flags, max_grad_norm, monkeypatch):
     """Three updates, with the target row by row, backward, clip_grad_norm_, Adam and the Polyak average in place."""
-    monkeypatch.setattr(FlowPolicy, "dropout_masks", lambda self, batch: torch.ones(4, 1, 2, batch, 64).double())
+    monkeypatch.setattr(meow.FlowPolicy, "dropout_masks", lambda self, batch: torch.ones(4, 1, 2, batch, 64).double())
     agent = random_agent(**flags, gamma=0.9, tau=0.1, critic_learning_rate=0.01, max_grad_norm=max_grad_norm)
     clip = agent.args.max_grad_norm or math.inf
     plain, data = copy.deepcopy(agent), random_batch()
@@ -345,138 +284,13 @@ def test_settings_are_sacs_for_the_energy_critic_and_meows_for_the_flow_critic()
     assert names == ["ecga", "fcga_lrs", "x"]
 
 
-def test_an_agent_gets_its_settings(capsys):
+def test_an_agent_gets_its_settings():
     flags = {"critic": "flow", "actor": "flow", "sigma_min": -4.0, "sigma_max": 1.0, "alpha": 0.4, "lrs": True}
-    agent = make_agent(Args(**flags, critic_learning_rate=0.01, actor_learning_rate=0.02), OBS_DIM, ACT_DIM)
+    args = Args(**flags, critic_learning_rate=0.01, actor_learning_rate=0.02)
+    agent = ActorCritic(args, OBS_DIM, ACT_DIM)
     for flow in (agent.critic, agent.target, agent.actor.flow):
         assert (flow.sigma_min, flow.sigma_max, flow.couplings[0].log_scale) == (-4.0, 1.0, None)
     assert agent.critic.alpha == 0.4 and len(agent.critic.shifts) == 2 and isinstance(agent.actor, FlowActor)
     assert [optimizer.param_groups[0]["lr"] for optimizer in agent.optimizers] == [0.01, 0.02]
     assert not any(param.requires_grad for param in agent.target.parameters())
-    assert "  alpha = 0.4\n" in capsys.readouterr().out
-
-
-BAD_FLAGS = [
-    (["--sigma-max", "1"], "--sigma-max", "--critic flow or --actor flow"),
-    (["--sigma-min=-1"], "--sigma-min", "--critic flow or --actor flow"),
-    (["--actor", "flow", "--sigma-min", "0"], "--sigma-min", "below --sigma-max"),
-    (["--critic", "flow", "--sigma-max", "inf"], "--sigma-max", "finite"),
-    (["--alpha", "0"], "--alpha", "above 0"),
-    (["--tau", "1.5"], "--tau", "at most 1"),
-    (["--max-grad-norm", "-1"], "--max-grad-norm", "above 0"),
-    (["--critic-learning-rate", "nan"], "--critic-learning-rate", "finite"),
-    (["--actor-learning-rate", "0"], "--actor-learning-rate", "above 0"),
-    (["--total-timesteps", "100"], "--learning-starts", "below --total-timesteps"),
-]
-
-
-@pytest.mark.parametrize("flags, flag, allowed", BAD_FLAGS)
-def test_bad_values_are_refused_in_one_sentence_before_any_work(flags, flag, allowed, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *flags])
-    train = functools.partial(off_policy.train, make_agent=lambda *_: pytest.fail("it began to work"))
-    assert off_policy.main(Args, train) == 2
-    error = capsys.readouterr().err
-    assert flag in error and allowed in error and error.count("\n") == 1
-    assert not Path("runs").exists()
-
-
-@pytest.mark.parametrize("flags", [{"critic": "mlp"}, {"actor": "spline"}])
-def test_python_callers_get_the_same_refusals(flags):
-    with pytest.raises(meow.UsageError, match="must be"):
-        off_policy.train(Args(**flags), make_agent)
-
-
-# Runs
-
-SHORT = {"env_id": "Hopper-v4", "total_timesteps": 160, "learning_starts": 60, "eval_frequency": 80, "batch_size": 8}
-SHORT |= {"buffer_size": 120, "eval_episodes": 2, "checkpoint_frequency": 40}
-
-
-def to_flags(settings):
-    return [flag for name, value in settings.items() for flag in ("--" + name.replace("_", "-"), str(value))]
-
-
-def evaluations(folder):
-    """The rows of a run's evaluations.csv, but for the seconds."""
-    with open(Path(folder) / "evaluations.csv") as file:
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_trains_from_the_command_line(name, tmp_path):
-    critic, actor = VARIANTS[name]["critic"], VARIANTS[name]["actor"]
-    flags = ["--critic", critic, "--actor", actor, "--exp-name", name] + ["--lrs"] * ("lrs" in VARIANTS[name])
-    flags += ["--total-timesteps", "300", "--learning-starts", "100", "--eval-frequency", "150", "--eval-episodes", "2"]
-    result = run_counting("--env-id", "conftest:Counting-v0", *flags, cwd=tmp_path, script=SCRIPT)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("eval return") == 3
-    assert f"{critic} critic" in result.stdout and f"{actor} actor" in result.stdout
-    (run_dir,) = (tmp_path / "runs").iterdir()
-    assert run_dir.name.startswith(f"conftest:Counting-v0__{name}__1__")
-    settings = json.loads((run_dir / "config.json").read_text())["args"]
-    assert (settings["exp_name"], settings["critic"], settings["actor"]) == (name, critic, actor)
-    assert [row["step"] for row in evaluations(run_dir)] == ["0", "150", "300"]
-
-
-def test_a_bad_combination_ends_the_command_with_exit_code_2(tmp_path):
-    assert_refused(run_counting("--sigma-max", "1", cwd=tmp_path, script=SCRIPT), "--sigma-max", tmp_path, "flow")
-
-
-def test_a_run_resumed_from_the_command_line_has_the_curve_of_one_that_was_not_interrupted(tmp_path):
-    flags = ["--critic", "energy", "--actor", "flow", "--lrs"]
-    for folder, total in [("whole", 160), ("half", 100)]:
-        (tmp_path / folder).mkdir()
-        result = run_counting(
-            *to_flags(SHORT | {"total_timesteps": total}), *flags, cwd=tmp_path / folder, script=SCRIPT
-        )
-        assert result.returncode == 0, result.stderr
-    (whole,), (half,) = ((tmp_path / folder / "runs").iterdir() for folder in ("whole", "half"))
-    result = run_counting(
-        "--resume", f"runs/{half.name}", "--total-timesteps", "160", cwd=tmp_path / "half", script=SCRIPT
-    )
-    assert result.returncode == 0, result.stderr
-    rows = evaluations(half)
-    assert rows.pop(2)["step"] == "100"  # its end, until it was resumed
-    assert rows == evaluations(whole) and len(rows) == 3
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_resumes_to_the_bit(name):
-    args = Args(**VARIANTS[name], **SHORT)
-    whole, _, returns = off_policy.train(args, make_agent)
-    _, run_dir, _ = off_policy.train(replace(args, total_timesteps=100, exp_name="half"), make_agent)
-    resumed, _, resumed_returns = off_policy.train(replace(args, exp_name="half", resume=run_dir), make_agent)
-    for (key, value), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
-        assert torch.equal(value, other), key
-    assert [step for step, _ in resumed_returns] == [0, 80, 100, 160]
-    assert np.array_equal(returns[-1][1], resumed_returns[-1][1])
-
-
-# Learning
-
-
-STARTS = [Point().reset(seed=seed)[0] for seed in range(10)]  # of the evaluation's episodes
-
-
-def optimal_return():
-    """Every coordinate goes straight to 0, where it stays."""
-    return -sum(np.maximum(np.abs(STARTS) - 0.3 * t, 0).sum(axis=1).mean() for t in range(1, 11))
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_learns_to_go_to_the_origin(name):
-    """From no better than standing still (-10.0) to half of the way to the optimum (-0.64) in 600 updates.
-
-    Measured, mean of the last two evaluations of seeds 1, 2 and 3: ecga -2.1, -2.4, -2.6; ecfa -3.3, -2.4, -3.1;
-    fcga -2.3, -2.3, -1.6; fcfa -2.4, -2.5, -1.7; sac_lrs -2.5, -2.6, -2.1.
-    """
-    flags = {"critic_learning_rate": 2e-3, "actor_learning_rate": 2e-3, "tau": 0.05, "gamma": 0.5, "batch_size": 64}
-    if VARIANTS[name]["critic"] == "flow":
-        flags["alpha"] = 0.2
-    if "flow" in VARIANTS[name].values():
-        flags |= {"sigma_min": -2.0, "sigma_max": 1.0}
-    args = Args(**(VARIANTS[name] | flags), env_id="ActorCriticPoint-v0", total_timesteps=700, learning_starts=100)
-    returns = [returns.mean() for _, returns in off_policy.train(replace(args, eval_frequency=100), make_agent)[2]]
-    standing_still = -10 * np.mean([np.abs(start).sum() for start in STARTS])
-    assert returns[0] < 0.9 * standing_still
-    assert np.mean(returns[-2:]) > (standing_still + optimal_return()) / 2
+    assert "  alpha = 0.4\n" in args.describe() and "flow critic with reward shifting, flow actor" in args.describe()

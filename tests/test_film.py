@@ -1,4 +1,4 @@
-"""benchmark/film_mujoco_task.py plays the episode that it tells of, and films it where MuJoCo can render."""
+"""benchmark/tools/film_mujoco_task.py plays the episode that it tells of, and films it where MuJoCo can render."""
 
 import subprocess
 import sys
@@ -12,16 +12,16 @@ from film_mujoco_task import play
 import meow_isaacgym
 from benchmark.simulators.mujoco import make
 
-SCRIPT = Path(__file__).parent.parent / "benchmark" / "film_mujoco_task.py"
+SCRIPT = Path(__file__).parent.parent / "benchmark" / "tools" / "film_mujoco_task.py"
 
 
 @pytest.fixture
 def model(tmp_path):
     """A model of an untrained policy, which stands still or falls."""
     torch.manual_seed(0)
-    network = {"obs_dim": 36, "act_dim": 8, "alpha": 0.1}
-    about = {"network": network, "kind": "last", "run": "run", "step": 7, "args": {"task": "AntMujoco"}}
-    meow_isaacgym.save_model(tmp_path / "model", meow_isaacgym.Agent(network), about)
+    about = {"network": {"obs_dim": 36, "act_dim": 8, "alpha": 0.1}, "step": 7, "args": {"task": "AntMujoco"}}
+    state = meow_isaacgym.Agent(about["network"]).state_dict()
+    meow_isaacgym.save_file(tmp_path / "model.pt", {"about": about, "state_dict": state})
     return tmp_path / "model.pt"
 
 
@@ -43,7 +43,7 @@ def test_the_return_is_that_of_the_one_episode(model):
 
 def test_it_films_or_says_why_not(model, tmp_path):
     result = film(model, tmp_path / "ant.gif", "--seconds", "1")
-    assert "last model after 7 vector steps: return " in result.stdout
+    assert "model after 7 vector steps: return " in result.stdout
     if result.returncode == 2:  # a machine without OpenGL
         assert "MUJOCO_GL must be egl or osmesa" in result.stderr
     else:
@@ -53,8 +53,9 @@ def test_it_films_or_says_why_not(model, tmp_path):
 
 
 def test_models_of_other_simulators_are_refused(model, tmp_path):
-    story = model.with_suffix(".json")
-    story.write_text(story.read_text().replace("AntMujoco", "Ant"))
+    content = torch.load(model)
+    content["about"]["args"]["task"] = "Ant"
+    meow_isaacgym.save_file(model, content)
     result = film(model, tmp_path / "ant.gif")
     assert result.returncode == 2
     assert "--run must name a run on a task of benchmark/simulators/mujoco.py" in result.stderr

@@ -1,6 +1,8 @@
 """The launchers of benchmark/: their command lines are the paper's experiments, and each one ends in its figure."""
 
+import functools
 import importlib
+import math
 import os
 import re
 import shlex
@@ -24,70 +26,75 @@ def launch(name, *options, cwd=ROOT, **env):
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
 
 
-def command_lines(name):
-    """The command lines in a launcher, as lists of words."""
-    text = (ROOT / "benchmark" / name).read_text()
-    return [shlex.split(line) for line in re.findall(r'"(python (?!benchmark/fig).*?)"', text)]
+@functools.cache
+def jobs_of(name):
+    """{(environment, system): (script's module, its Args)} of the jobs that a launcher would run with one seed."""
+    result = launch(name, "--seeds", "1", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    jobs = {}
+    for env, system, command in re.findall(r"^\w+ +(\S+)/(\S+)/seed_1  (python .*)$", result.stdout, re.M):
+        _, script, *flags = shlex.split(command)
+        module = importlib.import_module(Path(script).stem)
+        jobs[env, system] = module, tyro.cli(module.Args, args=flags)
+    assert f"{len(jobs)} jobs in runs/benchmark/paper: " in result.stdout
+    return jobs
 
 
-def test_every_figure_has_its_launcher():
-    names = "1_jacobian 2_multigoal 3_mujoco 4_isaacgym 4_mujoco_tasks 6_ablation 7_deterministic A1_affine"
-    names += " A2_actor_critic A3_tau A4_sac_lrs"
-    assert LAUNCHERS == sorted(f"fig{name}.sh" for name in names.split())
-    assert all(os.access(ROOT / "benchmark" / name, os.X_OK) for name in LAUNCHERS)
-
-
-@pytest.mark.parametrize("name", LAUNCHERS)
-def test_command_lines_parse_and_spell_out_what_the_scripts_take_from_the_papers_tables(name):
-    lines = command_lines(name)
-    assert lines
-    # what an experiment is about
-    free = {"exp_name", "make", "coupling", "num_shifts", "lrs", "eval_deterministic"}
-    free |= {"tau"} if name == "figA3_tau.sh" else set()
-    for _, script, *flags in lines:
-        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-        args = tyro.cli(module.Args, args=flags)
-        what = ("--env-id", "--task", "--algo", "--critic", "--actor")
-        least = [word for i in range(len(flags)) if flags[i] in what for word in flags[i : i + 2]]
-        defaults = vars(tyro.cli(module.Args, args=least))
-        if "MultiGoal" not in flags[flags.index(least[0]) + 1]:  # a task that is in no script's table
-            assert {key for key, value in vars(args).items() if value != defaults[key]} <= free, flags
-
-
-# What an --exp-name promises, where it is not the script's default.
+MEOW = {"num_shifts": 2, "coupling": "additive", "eval_deterministic": True}
+# What a system's name promises. All other settings are the scripts' own, from the paper's tables.
 MEANING = {
-    "meow_vanilla": {"num_shifts": 0},
-    "meow_lrs": {"num_shifts": 1},
-    "meow_affine": {"coupling": "affine", "num_shifts": 2},
-    "meow_affine_no_lrs": {"coupling": "affine", "num_shifts": 0},
-    "meow_stochastic": {"eval_deterministic": False},
+    "meow": MEOW,
+    "meow_vanilla": MEOW | {"num_shifts": 0},
+    "meow_lrs": MEOW | {"num_shifts": 1},
+    "meow_affine": MEOW | {"coupling": "affine"},
+    "meow_affine_no_lrs": MEOW | {"coupling": "affine", "num_shifts": 0},
+    "meow_stochastic": MEOW | {"eval_deterministic": False},
     "ecga": {"critic": "energy", "actor": "gaussian", "lrs": False},
     "ecfa": {"critic": "energy", "actor": "flow", "lrs": False},
-    "fcga": {"critic": "flow", "actor": "gaussian"},
-    "fcfa": {"critic": "flow", "actor": "flow"},
+    "fcga": {"critic": "flow", "actor": "gaussian", "lrs": True},
+    "fcfa": {"critic": "flow", "actor": "flow", "lrs": True},
     "sac_lrs": {"critic": "energy", "actor": "gaussian", "lrs": True},
-    **{f"meow_tau_{tau}": {"tau": tau} for tau in (0.0001, 0.0005, 0.003, 0.005)},
-    **{name: {"algo": name} for name in ("td3", "ddpg", "ppo")},
+    **{f"meow_tau_{tau}": MEOW | {"tau": tau} for tau in (0.0001, 0.0005, 0.003, 0.005)},
+    **{name: {"algo": name} for name in ("sac", "td3", "ddpg", "ppo")},
+    "sql": {},
+}
+SIZES = {  # environments, systems
+    "fig1_jacobian.sh": (1, 2),
+    "fig3_mujoco.sh": (5, 6),
+    "fig4_isaacgym.sh": (6, 2),
+    "fig4_mujoco_tasks.sh": (2, 2),
+    "fig6_ablation.sh": (5, 3),
+    "fig7_deterministic.sh": (5, 2),
+    "figA1_affine.sh": (5, 2),
+    "figA2_actor_critic.sh": (5, 5),
+    "figA3_tau.sh": (5, 4),
+    "figA4_sac_lrs.sh": (5, 3),
 }
 
 
-@pytest.mark.parametrize("name", [name for name in LAUNCHERS if name != "fig2_multigoal.sh"])
-def test_a_system_is_what_its_name_says_and_what_is_trained_is_what_is_drawn(name):
-    trained = set()
-    for _, script, *flags in command_lines(name):
-        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-        args = tyro.cli(module.Args, args=flags)
-        default = {"meow_continuous_action": {"num_shifts": 2, "coupling": "additive", "eval_deterministic": True}}
-        default |= {"meow_isaacgym": {"num_shifts": 2, "coupling": "additive"}, "benchmark.baselines": {"algo": "sac"}}
-        expected = default.get(module.__name__, {}) | MEANING.get(args.exp_name, {})
-        assert args.exp_name in MEANING or args.exp_name in ("meow", "sac", "sql"), flags
-        assert {key: getattr(args, key) for key in expected} == expected, flags
-        environment = args.env_id if hasattr(args, "env_id") else args.task
-        assert (environment, args.exp_name) not in trained, flags
-        trained.add((environment, args.exp_name))
-    draw = re.search(r"^draw .*$", (ROOT / "benchmark" / name).read_text(), re.M)[0]
-    drawn = {flag: re.search(rf"--{flag} ((?:(?!--)\S+ ?)+)", draw)[1].split() for flag in ("env-ids", "systems")}
-    assert trained == {(env, system) for env in drawn["env-ids"] for system in drawn["systems"]}
+def test_every_figure_has_its_launcher():
+    assert LAUNCHERS == sorted([*SIZES, "fig2_multigoal.sh"])
+    assert all(os.access(ROOT / "benchmark" / name, os.X_OK) for name in LAUNCHERS)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_each_system_is_what_its_name_says_on_each_environment(name):
+    jobs = jobs_of(name)
+    assert (len({env for env, _ in jobs}), len({system for _, system in jobs})) == SIZES[name]
+    assert len(jobs) == math.prod(SIZES[name])
+    for (env, system), (module, args) in jobs.items():
+        on = {"env_id": args.env_id} if hasattr(args, "env_id") else {"task": args.task, "make": args.make}
+        assert env in on.values() and args.exp_name == system and args.seed == 1
+        meaning = {key: value for key, value in MEANING[system].items() if hasattr(args, key)}
+        assert meaning or system in ("sac", "sql")
+        assert args == module.Args(**on, **meaning, exp_name=system), (env, system)
+
+
+def test_fig2_has_the_papers_settings():
+    (((env, system), (_, args)),) = jobs_of("fig2_multigoal.sh").items()
+    assert (env, system, args.env_id) == ("MultiGoal-v0", "meow", "benchmark.multigoal:MultiGoal-v0")
+    assert (args.total_timesteps, args.gamma, args.tau, args.alpha) == (4_000, 0.9, 0.0005, 2.5)
+    assert (args.sigma_min, args.sigma_max, args.num_shifts) == (-2, 1, 2)
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -95,8 +102,11 @@ def test_a_smoke_run_ends_in_the_figure(name, smoke_repository):
     options = ("--smoke", "--workers", "2")
     result = launch(name, *options, cwd=smoke_repository, PYTHONPATH=str(ROOT / "tests" / "standin"))
     assert result.returncode == 0, result.stdout + result.stderr
-    figure = re.findall(r"^figure: (\S+\.png)", result.stdout, re.M)[-1]
-    assert (smoke_repository / figure).stat().st_size > 5_000
+    figure = smoke_repository / re.findall(r"^figure: (\S+\.png)", result.stdout, re.M)[-1]
+    assert figure.stat().st_size > 5_000
+    if name in SIZES:  # the other figures' systems are in the same folder
+        drawn = re.findall(r"<!-- (\S+) \(1 seed\b", figure.with_suffix(".svg").read_text())
+        assert drawn == list(dict.fromkeys(system for _, system in jobs_of(name)))
 
 
 def test_what_is_finished_is_skipped(smoke_repository):
@@ -113,9 +123,9 @@ def test_what_is_finished_is_skipped(smoke_repository):
         (["--seeds", "0"], "--seeds must be an integer of at least 1, got 0"),
         (["--workers"], "--workers must be an integer of at least 1, got nothing"),
         (["--quick", "--steps", "50000"], "--steps and --quick must not be given together"),
-        (["--env-id", "Nothing-v4"], "--env-id must be an environment or task of fig6_ablation.sh, got Nothing-v4"),
+        (["--env-id", "Nothing-v4"], "--env-id must be an environment or task of fig6_ablation.sh"),
         (["--env-id"], "--env-id must be followed by an environment or task"),
-        (["--env-id", "0.25"], "--env-id must be an environment or task of fig6_ablation.sh, got 0.25"),
+        (["--env-id", "opper-v4"], "--env-id must be an environment or task of fig6_ablation.sh"),
         (["--steps", "100"], "--steps must be above 10000, got 100"),
         (["--smoke", "--", "--output", "x"], "--output and --only-job are set by fig6_ablation.sh itself"),
         (["--fast"], "--fast is not an option of fig6_ablation.sh"),
@@ -182,9 +192,9 @@ def test_results_are_drawn_and_reported_from_the_committed_files_by_one_command(
 
 def test_collect_copies_what_a_report_needs_of_each_run(smoke_repository):
     job = smoke_repository / "runs" / "benchmark" / "collected" / "Some-v4" / "meow" / "seed_3"
-    (job / "runs" / "NAME" / "checkpoints").mkdir(parents=True)
+    (job / "runs" / "NAME").mkdir(parents=True)
     (job / "job.json").write_text("job")
-    for name in ("config.json", "evaluations.csv", "checkpoints/step.pt"):
+    for name in ("config.json", "evaluations.csv", "checkpoint.pt"):
         (job / "runs" / "NAME" / name).write_text(name)
     result = launch("collect.sh", str(job.parents[2]), cwd=smoke_repository)
     assert result.returncode == 0, result.stderr

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fig2_multigoal import GaussianActor, fit_actor, sample_trajectories
 
-from benchmark.fig2_multigoal import GaussianActor, fit_actor, sample_trajectories
 from benchmark.multigoal import GOALS, MultiGoalEnv
 from meow_continuous_action import Args, load_policy, train
 
-ROOT = Path(__file__).parent.parent
+SCRIPT = Path(__file__).parents[1] / "benchmark" / "tools" / "fig2_multigoal.py"
 PAPER = {"gamma": 0.9, "tau": 0.0005, "alpha": 2.5, "sigma_min": -2.0, "sigma_max": 1.0}
 
 
@@ -49,20 +49,16 @@ def test_sacs_actor_has_the_density_it_says_and_fits_a_gaussian_q():
 def test_all_four_goals_are_reached_from_the_centre_and_the_figure_is_drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     steps = {"total_timesteps": 4_000, "learning_starts": 1_000, "eval_frequency": 4_000, "eval_episodes": 1}
-    run_dir = train(Args(env_id="benchmark.multigoal:MultiGoal-v0", **PAPER, **steps)).run_dir
+    _, run = train(Args(env_id="benchmark.multigoal:MultiGoal-v0", **PAPER, **steps))
     torch.manual_seed(0)
-    reached = [goal for _, goal in sample_trajectories(load_policy(run_dir)[0], 200)]
+    reached = [goal for _, goal in sample_trajectories(load_policy(run.dir)[0], 200)]
     assert {0, 1, 2, 3} <= set(reached) and reached.count(None) < 10
-    command = [sys.executable, str(ROOT / "benchmark" / "fig2_multigoal.py"), "--run", run_dir, "--output", "fig2"]
+    command = [sys.executable, SCRIPT, "--run", run.dir, "--output", "fig2"]
     command += ["--trajectories", "10", "--max-samples", "1000", "--repeats", "20"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert {path.name for path in Path("fig2").iterdir()} == {
-        "fig2a.png",
-        "fig2b.png",
-        "trajectories.csv",
-        "errors.csv",
-    }
+    names = {"fig2a.png", "fig2b.png", "trajectories.csv", "errors.csv"}
+    assert {path.name for path in Path("fig2").iterdir()} == names
     errors = {line.split(":")[0]: line for line in result.stdout.splitlines()}
     last = {name: float(line.rsplit(", ", 1)[1].split()[0]) for name, line in errors.items() if "M=1,000" in line}
     assert last["MEow's own policy"] < 1e-3 < min(last["SQL"], last["SAC"])  # exact, and not so

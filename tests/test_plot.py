@@ -1,4 +1,4 @@
-"""benchmark/plot.py and report.py: numbers against hand calculations, what is refused, pictures that do not change."""
+"""tools/plot.py and report.py: numbers against hand calculations, what is refused, pictures that do not change."""
 
 import json
 import math
@@ -15,7 +15,7 @@ import pytest
 import report
 from torch.utils.tensorboard import SummaryWriter
 
-BENCHMARK = Path(__file__).parent.parent / "benchmark"
+TOOLS = Path(plot.__file__).parent
 
 
 def write_run(folder, returns, system="meow", seed=1, env="Hopper-v4", mujoco="3.4.0", steps=None, **settings):
@@ -277,7 +277,7 @@ def test_bad_input_is_told_before_anything_is_written(flags, named, tmp_path, mo
 
 @pytest.mark.parametrize("script", ["plot.py", "report.py"])
 def test_bad_input_is_one_sentence_and_exit_code_2(script, tmp_path):
-    command = [sys.executable, str(BENCHMARK / script), "--runs", "none", "--output", "out"]
+    command = [sys.executable, str(TOOLS / script), "--runs", "none", "--output", "out"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2 and "--runs none must" in result.stderr and result.stderr.count("\n") == 1
 
@@ -337,7 +337,7 @@ def test_pictures_are_whole_and_drawn_twice_the_same(tmp_path):
         write_run(tmp_path / f"runs/{seed}", [seed, 5, 7 + seed], seed=seed)
         write_run(tmp_path / f"runs/{seed}_ant", [seed, 5, 7], "sac", seed, "Ant-v4")
     draw(tmp_path / "a.png", tmp_path / "runs")
-    command = [sys.executable, str(BENCHMARK / "plot.py"), "--runs", "runs", "--output", "b"]
+    command = [sys.executable, str(TOOLS / "plot.py"), "--runs", "runs", "--output", "b"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     for name in ("", "_hours"):

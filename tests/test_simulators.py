@@ -104,7 +104,7 @@ def test_the_reward_is_isaacs_by_hand():
 
 
 @pytest.mark.parametrize("task", BOTH)
-def test_a_restored_simulator_goes_on_bitwise_and_threads_change_nothing(task):
+def test_a_restored_simulator_continues_bit_for_bit_and_threads_change_nothing(task):
     (first, generator), (second, _) = make_task(task), make_task(task, seed=7)
     for _ in range(50):
         first.step(random_actions(first, generator))

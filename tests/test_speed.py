@@ -1,4 +1,4 @@
-"""benchmark/speed.py and benchmark/micro.py run and report what ran; how fast it was decides nothing here."""
+"""benchmark/tools: speed.py, operations.py and checkpoint_cost.py report what ran; how fast decides nothing here."""
 
 import re
 import subprocess
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import speed
-import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import meow_continuous_action as meow
 
-BENCHMARK = Path(__file__).parent.parent / "benchmark"
+TOOLS = Path(speed.__file__).parent
 # prints CleanRL's lines, and the seconds between two of them as a check of the turns: 0.05, whatever else ran meanwhile
 PEER = """
 import time
@@ -21,8 +21,9 @@ for step in range(0, 100_000, 10):
 """
 
 
-def run(script, *flags):
-    return subprocess.run([sys.executable, str(BENCHMARK / script), *flags], capture_output=True, text=True)
+def run(script, *flags, **settings):
+    command = [sys.executable, str(TOOLS / script), *flags]
+    return subprocess.run(command, capture_output=True, text=True, **settings)
 
 
 def test_speed_measures_ours_and_a_peer_in_turns(tmp_path):
@@ -42,6 +43,7 @@ def test_speed_measures_ours_and_a_peer_in_turns(tmp_path):
     assert 0 < float(peer[1]) < 250  # no more than the 200 of its sleeps: paused, it is not timed
     parts = {row[0]: float(row[1]) for row in rows[6:]}
     assert {"update and action", "environment", "buffer", "dropout masks", "evaluation"} <= set(parts)
+    assert min(parts.values()) > 0
     assert sum(ms for name, ms in parts.items() if name != "whole") == pytest.approx(parts["whole"], abs=0.01)
     assert re.search(r"take [\d.]+ ms \(\d+ updates/s\): \d+% of our update", result.stdout)
 
@@ -53,28 +55,32 @@ def test_speed_says_when_a_peer_fails():
     assert "ended before it was measured" in result.stderr and "no such file" in result.stderr
 
 
-def test_matrix_products_are_those_of_autograd():
-    """Counted by PyTorch's own counter over a real update."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    policy, target = meow.FlowPolicy(11, 3, 0.25), meow.FlowPolicy(11, 3, 0.25).requires_grad_(False)
-    rb = meow.ReplayBuffer(1, 11, 3)
-    rb.add(torch.zeros(11), torch.zeros(11), torch.zeros(3), 0, 0)
-    with FlopCounterMode(display=False) as counter:
-        meow.update(meow.SoftQLoss(policy, target), meow.Adam(policy.vector, 1e-3), rb.sample(256), 0.9, 0.1, 1.0, None)
-    ours = sum(2 * n * k * m for n, k, m in speed.matrix_products(policy, 256))
-    assert counter.get_total_flops() == pytest.approx(ours, rel=1e-3)
-
-
-def test_micro_prints_times_and_the_profilers_table():
-    result = run("micro.py", "--no-compile", "--repeats", "1", "--profile", "1", "--batch-size", "8")
-    assert result.returncode == 0, result.stderr
-    assert "| update and action |" in result.stdout and "aten::mm" in result.stdout
-
-
 @pytest.mark.parametrize(
     "flags", [["--first-step", "20000"], ["--slice-seconds", "0"], ["--seeds", "0"], ["--threads", "0"]]
 )
 def test_speed_refuses_what_it_cannot_measure(flags):
     result = run("speed.py", *flags)
     assert result.returncode == 2 and f"error: {flags[0]} must be" in result.stderr
+
+
+def test_matrix_products_are_those_of_an_update():
+    """Counted by PyTorch's own counter of floating-point operations."""
+    with FlopCounterMode(display=False) as counter:
+        factors = speed.matrix_products(meow.FlowPolicy(11, 3, 0.25), 256)
+    assert counter.get_total_flops() == sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in factors) > 1e7
+
+
+def test_operations_prints_times_and_the_profilers_table():
+    result = run("operations.py", "--no-compile", "--repeats", "1", "--profile", "1", "--batch-size", "8")
+    assert result.returncode == 0, result.stderr
+    assert "| update and action |" in result.stdout and "aten::mm" in result.stdout
+
+
+def test_checkpoint_cost_counts_the_bytes_of_a_checkpoint(tmp_path):
+    flags = ["--env-ids", "Pendulum-v1", "--transitions", "2000", "100000", "--every", "1000", "--repeats", "1"]
+    result = run("checkpoint_cost.py", *flags, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    short, long = ([float(x.replace(",", "")) for x in line.split("|")[3:7]] for line in result.stdout.splitlines()[2:])
+    assert short[1] == long[1]  # a checkpoint writes what is new
+    assert long[2] - short[2] == pytest.approx(98 * 1000 * 9 * 4e-6, rel=0.1)  # of 9 float32 numbers per transition
+    assert list(tmp_path.iterdir()) == []

@@ -1,42 +1,12 @@
-"""Soft Q-learning: the soft value, the Stein direction, the sampler, the loop and a task with a known optimum."""
+"""Soft Q-learning: the soft value, the Stein direction, the sampler and the update. Its runs: test_baselines.py."""
 
-import csv
 import math
-from pathlib import Path
 
-import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from off_policy import check_args, meow, train
-from sql_continuous_action import SQL, Args, log_det_tanh, soft_value, stein_direction
-from test_cli import assert_refused, run
-
-SCRIPT = Path(__file__).parent.parent / "benchmark" / "sql_continuous_action.py"
-STEPS, REACH = 10, 0.25
-
-
-class PointEnv(gym.Env):
-    """A point in [-1,1]^2 that moves by REACH * action; a step costs its distance to the origin, |x| + |y|.
-
-    The optimum goes straight to the origin on both axes: an episode returns -sum_t,i max(0, |x_i| - t * REACH).
-    """
-
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
-    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.x = self.np_random.uniform(-1, 1, 2)
-        return self.x.copy(), {}
-
-    def step(self, action):
-        self.x = self.x + REACH * action
-        return self.x.copy(), -np.abs(self.x).sum(), False, False, {}
-
-
-gym.register("SQLPoint-v0", entry_point=PointEnv, max_episode_steps=STEPS)
+from off_policy import meow
+from sql import SQL, Args, log_det_tanh, soft_value, stein_direction
 
 
 class QFunction(nn.Module):
@@ -207,22 +177,6 @@ def test_q_is_regressed_on_the_soft_value_of_the_next_state_by_the_target():
     torch.testing.assert_close(q_mean, q.mean())
 
 
-def test_a_time_limit_is_no_termination_for_the_update(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    batches = []
-
-    class Recorded(SQL):
-        def update(self, data):
-            batches.append(data)
-            return super().update(data)
-
-    train(Args(env_id="Counting-v0", total_timesteps=140, learning_starts=120, eval_episodes=1), Recorded)
-    data = [torch.cat(field) for field in zip(*batches, strict=True)]
-    episode, t = data[1][:, 0], data[1][:, 1]  # of next_obs
-    assert torch.equal(data[4][:, 0].bool(), (episode % 2 == 0) & (t == 7))
-    assert ((t == 10) & (data[4][:, 0] == 0)).any() and data[4].any()
-
-
 def test_the_target_is_a_copy_at_its_interval():
     torch.manual_seed(0)
     agent = make_agent(target_update_interval=3)
@@ -251,65 +205,3 @@ def test_settings_of_an_environment():
     assert ant.alpha == 1 / 300 and ant.total_timesteps == 4_000_000
     assert Args(env_id="Pendulum-v1").alpha == 1 / 30
     assert Args(env_id="Humanoid-v4", alpha=0.5, total_timesteps=7).alpha == 0.5
-
-
-def evaluations(run_dir):
-    with open(Path(run_dir) / "evaluations.csv") as file:
-        return [[field for name, field in row.items() if name != "seconds"] for row in csv.DictReader(file)]
-
-
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    settings = {"env_id": "Pendulum-v1", "learning_starts": 40, "eval_frequency": 40, "eval_episodes": 2}
-    settings["target_update_interval"] = 30  # the copies come after the updates of steps 70 and 100
-    half, whole = (train(Args(**settings, total_timesteps=n), SQL)[1] for n in (80, 120))
-    assert len(evaluations(half)) == 3
-    result = run("--resume", half, "--total-timesteps", "120", cwd=tmp_path, script=SCRIPT)
-    assert result.returncode == 0, result.stderr
-    assert "reward scale 30" in result.stdout
-    assert len(evaluations(whole)) == 4
-    assert evaluations(half) == evaluations(whole)
-
-
-@pytest.mark.parametrize(
-    "name, value, allowed",
-    [
-        ("alpha", 0.0, "above 0"),
-        ("learning_rate", math.nan, "above 0"),
-        ("value_particles", 0, "at least 1"),
-        ("kernel_particles", 2, "even integer of at least 4"),
-        ("kernel_particles", 7, "even integer of at least 4"),
-        ("target_update_interval", 0, "at least 1"),
-        ("gamma", 1.1, "between 0 and 1"),
-    ],
-)
-def test_bad_values_are_refused(name, value, allowed):
-    with pytest.raises(meow.UsageError, match=f"--{name.replace('_', '-')} must be .*{allowed}, got {value}"):
-        check_args(Args(**{name: value}))
-
-
-def test_a_bad_flag_ends_in_one_sentence_before_any_work(tmp_path):
-    result = run("--kernel-particles", "7", cwd=tmp_path, script=SCRIPT)
-    assert_refused(result, "--kernel-particles", tmp_path, "must be an even integer of at least 4, got 7")
-    assert result.stderr.count("\n") == 1
-
-
-def test_a_point_is_brought_to_the_origin(tmp_path, monkeypatch):
-    """How much of the way from the untrained return to the optimum of PointEnv is made in 1,000 updates.
-
-    Measured for seeds 1 to 4, returns of 10 episodes, optimum -0.86: untrained samples -9.7 to -10.8, trained ones -1.5
-    to -1.7 (92 to 93% of the way), deterministic actions -1.1 to -1.2 (96 to 98%).
-    """
-    monkeypatch.chdir(tmp_path)
-    args = Args(env_id="SQLPoint-v0", total_timesteps=1_300, learning_starts=300, eval_deterministic=False)
-    args.alpha, args.gamma, args.batch_size, args.learning_rate = 0.02, 0.9, 64, 1e-3
-    args.target_update_interval = 50
-    agent, _, evaluated = train(args, SQL)
-    untrained, trained = evaluated[0][1].mean(), evaluated[-1][1].mean()
-    envs = [gym.make("SQLPoint-v0") for _ in range(args.eval_episodes)]
-    best = meow.evaluate(agent, envs, deterministic=True).mean()
-    starts = np.abs([env.reset(seed=seed)[0] for seed, env in enumerate(envs)])
-    optimum = -np.mean([np.maximum(0, starts - t * REACH).sum(axis=1) for t in range(1, STEPS + 1)], axis=1).sum()
-    assert untrained < -9 and -0.9 < optimum < -0.8
-    assert (trained - untrained) / (optimum - untrained) > 0.85
-    assert (best - untrained) / (optimum - untrained) > 0.93

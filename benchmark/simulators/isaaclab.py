@@ -46,7 +46,7 @@ def make(
     force_render=True,
     cfg=None,
 ):
-    """As isaacgymenvs.make; `task` is one of Isaac Lab's gymnasium ids. Starts its application, once a process."""
+    """As isaacgymenvs.make; `task` is one of Isaac Lab's gymnasium ids. Starts its application, once per process."""
     if str(rl_device) != str(sim_device):
         raise ValueError(f"simulator and learner must share a device, got {sim_device} and {rl_device}")
     from isaaclab.app import AppLauncher

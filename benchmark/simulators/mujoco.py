@@ -50,7 +50,7 @@ class Task:
 def adapt_ant(model):
     """Gives gymnasium's Ant the motors, joints and friction of Isaac's nv_ant.xml; shapes and masses are the same.
 
-    Its own rotor inertia, 1 kg m^2 a joint, is about a hundred times the leg's: Isaac's motors could hardly move it.
+    Its own rotor inertia, 1 kg m^2 per joint, is about a hundred times the leg's: Isaac's motors could hardly move it.
     """
     model.actuator_gear[:, 0] = 15.0
     model.dof_armature[6:], model.dof_damping[6:] = 0.01, 0.1
@@ -207,7 +207,7 @@ class MujocoVecTask:
         ).float()
 
     def get_state(self):
-        """All that decides the future, as tensors: with it a run resumes to the bit."""
+        """All that decides the future, as tensors: with it a run resumes bit for bit."""
         names = ("qpos", "qvel", "progress", "done")
         return {"stream": self.generator.get_state(), **{name: getattr(self, name).clone() for name in names}}
 

@@ -1,9 +1,9 @@
-"""Draws runs: one panel an environment, one colour and marker a system, over the paper's curves of the same systems.
+"""Draws runs: one panel per environment, one colour and marker per system, over the paper's curves of the same systems.
 
     pip install -r requirements.txt -r benchmark/requirements.txt
-    python benchmark/plot.py --runs benchmark/results/Hopper-v4 --output benchmark/results/Hopper-v4/curve
-    python benchmark/plot.py --runs runs/benchmark/paper --env-ids Hopper-v4 Ant-v4 --systems meow sac td3 --output fig3
-    python benchmark/plot.py --runs runs/benchmark/paper --systems meow_affine meow_affine_no_lrs --output fig1 \
+    python benchmark/tools/plot.py --runs benchmark/results/Hopper-v4 --output benchmark/results/Hopper-v4/curve
+    python benchmark/tools/plot.py --runs runs/benchmark/paper --env-ids Hopper-v4 Ant-v4 --systems meow sac --output a
+    python benchmark/tools/plot.py --runs runs/benchmark/paper --systems meow_affine meow_affine_no_lrs --output fig1 \
         --key flow/log_det_nonlinear flow/log_det_linear
 
 Writes OUTPUT.png and .svg (over steps), and OUTPUT_hours.png and .svg (over wall-clock time) where runs have times.
@@ -37,7 +37,7 @@ from matplotlib.ticker import EngFormatter
 
 RETURN = "eval/episodic_return"  # the key that is read from evaluations.csv or returns.csv, without TensorBoard
 ENV_STEPS, VECTOR_STEPS, WANDB_STEPS = "environment steps", "vector steps", "steps as W&B counts them"
-PAPER = Path(__file__).parent / "paper"  # mean curves of 5 seeds, read off the pictures and smoothed there
+PAPER = Path(__file__).parents[1] / "paper"  # mean curves of 5 seeds, read off the pictures and smoothed there
 # Steps where the reading took the line's sample in the picture's legend for the curve: flat, far from both sides.
 MISREAD = {("Hopper-v4", "MEow"): (885_000, 975_000)}
 MISREAD |= {("Ant", "MEow"): (590_000, 650_000), ("Ant", "SAC"): (590_000, 650_000)}

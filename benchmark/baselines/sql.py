@@ -1,7 +1,7 @@
 """Soft Q-learning (SQL) with an amortised Stein variational sampler (Haarnoja et al. 2017, arXiv 1702.08165).
 
-    python benchmark/sql_continuous_action.py --env-id Hopper-v4 --exp-name sql
-    python benchmark/sql_continuous_action.py --resume runs/NAME
+    python benchmark/baselines/sql.py --env-id Hopper-v4 --exp-name sql
+    python benchmark/baselines/sql.py --resume runs/NAME
 
 MEow's nearest relative, and a baseline of its Fig. 3: the same energy-based policy pi = exp((Q - V) / alpha), but Q is
 an MLP, so that the soft value must be sampled and a second network must learn to draw from pi. Equations as in that
@@ -57,44 +57,31 @@ MIN_BANDWIDTH = 1e-3  # of the kernel, where particles coincide
 
 @dataclass
 class Args(OffPolicyArgs):
-    exp_name: str = "sql"
-    """the name of this experiment"""
-    total_timesteps: int | None = None
-    """total timesteps of the experiments (None: those of MEow's Fig. 3 for --env-id)"""
-    batch_size: int = 128
-    """the batch size of sample from the replay memory"""
-    learning_starts: int = 1_000
-    """timestep to start learning; uniform actions before"""
-    learning_rate: float = 3e-4
-    """the learning rate of Adam, for the Q-network and for the sampler"""
-    alpha: float | None = None
-    """temperature of pi = exp((Q - V) / alpha) (None: 1 / the authors' reward scale for --env-id)"""
-    value_particles: int = 16
-    """uniform actions a state for its soft value (Eq. 10)"""
-    kernel_particles: int = 16
-    """actions a state for the Stein direction (Eq. 13): half of them are moved, half stay and say where to"""
-    target_update_interval: int = 1_000
-    """updates between two copies of the Q-network to its target"""
+    exp_name: str = "sql"  # the name of this experiment
+    batch_size: int = 128  # transitions per update
+    learning_starts: int = 1_000  # step to start learning; uniform actions before
+    learning_rate: float = 3e-4  # the learning rate of Adam, for the Q-network and for the sampler
+    alpha: float | None = None  # temperature of pi = exp((Q - V) / alpha) (None: 1 / the authors' reward scale)
+    value_particles: int = 16  # uniform actions per state for its soft value (Eq. 10)
+    kernel_particles: int = 16  # actions per state for Eq. 13: half of them are moved, half stay and say where to
+    target_update_interval: int = 1_000  # updates between two copies of the Q-network to its target
 
     def __post_init__(self):
         super().__post_init__()
-        row = meow.paper_row(self.env_id)
-        if self.alpha is None:
-            self.alpha = PAPER_ALPHA.get(row, DEFAULT_ALPHA)
-        if self.total_timesteps is None:
-            self.total_timesteps = (meow.SHARED_SETTINGS | meow.PAPER_SETTINGS.get(row, {}))["total_timesteps"]
+        self.fill({"alpha": PAPER_ALPHA.get(meow.paper_row(self.env_id), DEFAULT_ALPHA)})
 
-    def check(self):
-        """Raises UsageError for values of the flags above that no run can have."""
-        for name, allowed, is_allowed in [
-            ("learning_rate", "a finite number above 0", lambda x: 0 < x < math.inf),
-            ("alpha", "a finite number above 0", lambda x: 0 < x < math.inf),
-            ("value_particles", "an integer of at least 1", lambda x: x >= 1),
-            ("kernel_particles", "an even integer of at least 4", lambda x: x >= 4 and x % 2 == 0),
-            ("target_update_interval", "an integer of at least 1", lambda x: x >= 1),
-        ]:
-            if not is_allowed(getattr(self, name)):
-                raise meow.UsageError(f"--{name.replace('_', '-')} must be {allowed}, got {getattr(self, name)}")
+    def rules(self):
+        kernel = self.kernel_particles >= 4 and self.kernel_particles % 2 == 0
+        return {
+            "value_particles": (self.value_particles >= 1, "at least 1"),
+            "kernel_particles": (kernel, "an even number of at least 4"),
+            "target_update_interval": (self.target_update_interval >= 1, "at least 1"),
+        }
+
+    def describe(self):
+        source = "the authors' settings" if meow.paper_row(self.env_id) else "not in MEow's paper, shared defaults"
+        scale = f"alpha = {self.alpha:.4g} (reward scale {1 / self.alpha:.4g})"
+        return f"{self.env_id}: {source}, flags win\n  {scale}\n  total_timesteps = {self.total_timesteps:,}"
 
 
 class ParticleMLP(nn.Module):
@@ -160,7 +147,7 @@ class SQL(Agent):
         self.optimizers = [torch.optim.Adam(net.parameters(), args.learning_rate) for net in (self.q, self.sampler)]
 
     def sample(self, obs, k):
-        """k samples a state BEFORE tanh, each from noise N(0, I_A): (B, S) -> (B, k, A)."""
+        """k samples per state BEFORE tanh, each from noise N(0, I_A): (B, S) -> (B, k, A)."""
         return self.sampler(obs, torch.randn(len(obs), k, self.act_dim, device=obs.device))
 
     def act(self, obs, deterministic=False):
@@ -209,15 +196,5 @@ class SQL(Agent):
         optimizer.step()
 
 
-def make_agent(args, obs_dim, act_dim):
-    """The agent of a run, which says first what its settings are."""
-    row = meow.paper_row(args.env_id)
-    source = f"the authors' settings for {row}" if row else "not an environment of MEow's paper, so shared defaults"
-    print(f"{args.env_id}: {source}, flags win", flush=True)
-    print(f"  alpha = {args.alpha:.4g} (reward scale {1 / args.alpha:.4g})", flush=True)
-    print(f"  total_timesteps = {args.total_timesteps:,}", flush=True)
-    return SQL(args, obs_dim, act_dim)
-
-
 if __name__ == "__main__":
-    sys.exit(main(Args, functools.partial(train, make_agent=make_agent)))
+    sys.exit(main(Args, functools.partial(train, make_agent=SQL)))

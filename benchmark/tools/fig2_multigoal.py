@@ -1,6 +1,6 @@
 """Fig. 2 from a model trained on the multi-goal task: the learnt V with trajectories, and Monte Carlo estimates of V.
 
-    python benchmark/fig2_multigoal.py --run runs/NAME --output benchmark/results/MultiGoal-v0
+    python benchmark/tools/fig2_multigoal.py --run runs/NAME --output benchmark/results/MultiGoal-v0
 
 Writes fig2a.png, fig2b.png and their data (trajectories.csv, errors.csv).
 """
@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmark.multigoal import GOALS, MultiGoalEnv  # noqa: E402
 from meow_continuous_action import UsageError, load_policy  # noqa: E402
@@ -182,5 +182,4 @@ if __name__ == "__main__":
     try:
         main(tyro.cli(Args))
     except (UsageError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        sys.exit(f"error: {error}")

@@ -1,6 +1,6 @@
 """Writes the tables of runs as Markdown: last and best evaluations, interquartile means, wall-clock times, origins.
 
-    python benchmark/report.py --runs benchmark/results --output benchmark/results/REPORT.md
+    python benchmark/tools/report.py --runs benchmark/results --output benchmark/results/REPORT.md
 
 What a system is, where runs are looked for and which are refused is as in plot.py. Nothing is extrapolated: a system's
 numbers are at the last step that all its seeds have, and the paper's beside them are at that same step.
@@ -18,10 +18,10 @@ import tyro
 
 TEXT = """# Benchmark results
 
-Written by `benchmark/report.py`. A cell says of how many seeds and at which step it is: the last step that all seeds of
-that system have there (a vector step is one in each of a task's environments). Beside it stands the paper's value at
-that step, where the paper has that system: a mean of 5 seeds, smoothed, read off its picture (about 1% error) and
-interpolated between the points read. A cell without runs is empty.
+Written by `benchmark/tools/report.py`. A cell says of how many seeds and at which step it is: the last step that all
+seeds of that system have there (a vector step is one in each of a task's environments). Beside it stands the paper's
+value at that step, where the paper has that system: a mean of 5 seeds, smoothed, read off its picture (about 1% error)
+and interpolated between the points read. A cell without runs is empty.
 
 ## Last evaluation
 
@@ -164,7 +164,7 @@ def report(runs, systems, resamples=9_999):
     envs = list(plot.grouped(runs, "env"))
 
     def matrix(value):
-        """A row a system, a column an environment. value: (last returns, best returns) of the seeds -> text."""
+        """A row per system, a column per environment. value: (last returns, best returns) of the seeds -> text."""
         rows = [[system] + [""] * len(envs) for system in systems]
         for (env, system), own in groups.items():
             step, *returns = last_and_best(own)

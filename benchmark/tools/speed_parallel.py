@@ -1,9 +1,9 @@
 """Speed of meow_isaacgym.py's loop by the number of environments, and where a vector step goes (Python 3.8 or newer).
 
-    python benchmark/speed_parallel.py
-    python benchmark/speed_parallel.py --make isaacgymenvs:make --task Ant --num-envs 4096
+    python benchmark/tools/speed_parallel.py
+    python benchmark/tools/speed_parallel.py --make isaacgymenvs:make --task Ant --num-envs 4096
 
-Runs the script in a process for each size, waits for the device after every part so that each part's time is its own,
+Runs the script in one process per size, waits for the device after every part so that each part's time is its own,
 and prints Markdown. On CUDA the update and the action are one graph, so they are one part.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Tuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import meow_isaacgym as meow  # noqa: E402, I001  it must come before torch
 import torch  # noqa: E402
@@ -27,16 +27,11 @@ import tyro  # noqa: E402
 
 @dataclass
 class Args:
-    make: str = "benchmark.simulators.mujoco:make"
-    """the simulator, as meow_isaacgym.py takes it"""
-    task: str = "AntMujoco"
-    """the task"""
-    num_envs: Tuple[int, ...] = (128, 512, 4096)
-    """sizes to measure"""
-    steps: int = 100
-    """learning vector steps to time, after as many that are not timed"""
-    threads: int = 1
-    """CPU threads of PyTorch and of the simulator"""
+    make: str = "benchmark.simulators.mujoco:make"  # the simulator, as meow_isaacgym.py takes it
+    task: str = "AntMujoco"  # the task
+    num_envs: Tuple[int, ...] = (128, 512, 4096)  # sizes to measure
+    steps: int = 100  # learning vector steps to time, after as many that are not timed
+    threads: int = 1  # CPU threads of PyTorch and of the simulator
 
 
 def measure(args, num_envs):
@@ -59,14 +54,14 @@ def measure(args, num_envs):
         return wrapper
 
     settings = {"make": args.make, "task": args.task, "num_envs": num_envs, "torch_threads": args.threads}
-    settings.update(random_steps=10, learning_starts=20, total_vector_steps=20 + 2 * args.steps, save_model=False)
-    settings.update(buffer_steps=1_000, log_frequency=10**9, checkpoint_frequency=10**9, compile_min_vector_steps=0)
-    make_env, compile_or_eager, update = meow.make_env, meow.compile_or_eager, meow.update
+    settings.update(random_steps=10, learning_starts=20, total_vector_steps=20 + 2 * args.steps)
+    settings.update(buffer_steps=1_000, log_frequency=10**9, checkpoint_frequency=10**9)
+    make_env, init = meow.make_env, meow.CompiledStep.__init__
 
     def make_timed_env(*arguments):
-        env = make_env(*arguments)
+        env, *dims = make_env(*arguments)
         env.step = timed("simulator", env.step)
-        return env
+        return env, *dims
 
     meow.make_env = make_timed_env
     meow.VectorReplayBuffer.add = timed("buffer", meow.VectorReplayBuffer.add)
@@ -74,8 +69,8 @@ def measure(args, num_envs):
         meow.CudaGraph.__call__ = timed("update and action", meow.CudaGraph.__call__)
     else:
         meow.VectorReplayBuffer.sample = timed("buffer, sampling", meow.VectorReplayBuffer.sample)
-        meow.update = timed("update", update)
-        meow.compile_or_eager = lambda run, _, *inputs: timed("update", compile_or_eager(run, update, *inputs))
+        meow.CompiledStep.__init__ = lambda self, *inputs: init(self, *inputs[:3])  # compiled, however short the run
+        meow.CompiledStep.run = timed("update", meow.CompiledStep.run)
         meow.Agent.draw = timed("action", meow.Agent.draw)
     bar, marks = meow.tqdm.update, []
 
@@ -98,7 +93,7 @@ def main(args):
     """Prints the table."""
     print(f"{args.task} by {args.make}, {args.threads} thread(s)\n")
     for i, num_envs in enumerate(args.num_envs):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:  # one simulation a process
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # one simulation per process
             parts = pool.apply(measure, (args, num_envs))
         names = [name for name in parts if name != "whole"]
         if i == 0:

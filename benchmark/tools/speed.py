@@ -1,8 +1,8 @@
 """Speed of the whole loop of meow_continuous_action.py, alone or in turns with any command that prints its steps.
 
-    python benchmark/speed.py --env-id Hopper-v4
-    python benchmark/speed.py --env-id Hopper-v4 --seeds 2
-    python benchmark/speed.py --peers "cd C && PYTHONPATH=. C/venv/bin/python cleanrl/sac_continuous_action.py"
+    python benchmark/tools/speed.py --env-id Hopper-v4
+    python benchmark/tools/speed.py --env-id Hopper-v4 --seeds 2
+    python benchmark/tools/speed.py --peers "cd C && PYTHONPATH=. C/venv/bin/python cleanrl/sac_continuous_action.py"
 
 Once every process is past --first-step they take turns, until the slowest has reached --last-step: while one runs, the
 others are stopped (SIGSTOP), so that all meet the same noise of the machine. Evaluations are counted; what a process
@@ -13,7 +13,7 @@ On CUDA (A and L: the absolute paths of the authors' repository and of LeanRL's,
 venv; LeanRL's was not run so far):
 
     pytest tests/test_cuda.py
-    python benchmark/speed.py --first-step 20000 --last-step 30000 --slice-seconds 5 --peers \\
+    python benchmark/tools/speed.py --first-step 20000 --last-step 30000 --slice-seconds 5 --peers \\
         "cd A/cleanrl/cleanrl && A/venv/bin/python meow_continuous_action.py --env-id Hopper-v4 --description runs/A" \\
         "cd L/leanrl && WANDB_MODE=disabled L/venv/bin/python sac_continuous_action_torchcompile.py \\
         --env-id Hopper-v4 --compile --cudagraphs"
@@ -21,6 +21,7 @@ venv; LeanRL's was not run so far):
 
 import collections
 import contextlib
+import copy
 import os
 import re
 import shlex
@@ -33,11 +34,13 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import tyro
+from torch.utils._python_dispatch import TorchDispatchMode
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import meow_continuous_action as meow  # noqa: E402  the line above lets Python find it
@@ -47,23 +50,14 @@ STEPS = re.compile(r"global_step=(\d+)|(\d+)/\d+ \[")  # CleanRL's lines and pro
 
 @dataclass
 class Args:
-    env_id: str = "Hopper-v4"
-    """the environment of our run"""
-    peers: tuple[str, ...] = ()
-    """shell commands to measure against, on the same environment and long enough; they must print their steps as
-    global_step=N or as a progress bar"""
-    seeds: int = 1
-    """2 or more also measures so many runs of ours side by side"""
-    first_step: int = 10_000
-    """counting begins when every process has passed this step"""
-    last_step: int = 20_000
-    """counting ends when every process has reached this step, which is also the length of the run timed part by part"""
-    slice_seconds: float = 20.0
-    """length of a turn; longer than the time between two prints"""
-    threads: int = 1
-    """CPU threads of every process"""
-    options: str = ""
-    """more flags for our run, as in --options="--no-compile --batch-size 512" """
+    env_id: str = "Hopper-v4"  # the environment of our run
+    peers: tuple[str, ...] = ()  # shell commands to measure against, long enough; see STEPS for what they must print
+    seeds: int = 1  # 2 or more also measures so many runs of ours side by side
+    first_step: int = 10_000  # counting begins when every process has passed this step
+    last_step: int = 20_000  # it ends when every one has reached this step; the run timed part by part ends here too
+    slice_seconds: float = 20.0  # length of a turn; longer than the time between two prints
+    threads: int = 1  # CPU threads of every process
+    options: str = ""  # more flags for our run, as in --options="--no-compile --batch-size 512"
 
 
 class Process:
@@ -71,16 +65,9 @@ class Process:
 
     def __init__(self, command, folder, threads):
         variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-        self.child = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=os.environ | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        settings = {"cwd": folder, "env": os.environ | variables, "start_new_session": True}
+        settings |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+        self.child = subprocess.Popen(command, **settings)
         self.clock, self.resumed, self.output = 0.0, time.perf_counter(), ""
         self.last = (0.0, 0)  # seconds for which the process had run, and the newest step it had printed then
         threading.Thread(target=self.read, daemon=True).start()
@@ -106,8 +93,6 @@ class Process:
         self.send(signal.SIGSTOP)
         now = time.perf_counter()
         self.clock, self.resumed = self.clock + now - self.resumed, now  # a line may still be read
-
-    def check(self):
         if self.child.poll() is not None:
             raise RuntimeError(f"{shlex.join(self.child.args)} ended before it was measured:\n{self.output}")
 
@@ -117,7 +102,7 @@ class Process:
 
 
 def take_turns(groups, args):
-    """{name: [Process]} -> {name: (env steps/s of all its processes, steps/s of each slice)}."""
+    """{name: [Process]} -> {name: (env steps/s of all its processes, those of each slice)}."""
 
     def turn(name):
         for process in groups[name]:
@@ -125,7 +110,6 @@ def take_turns(groups, args):
         time.sleep(args.slice_seconds)
         for process in groups[name]:
             process.pause()
-            process.check()
         print(f"{name}: step {groups[name][0].last[1]:,}", file=sys.stderr, flush=True)
 
     processes = [process for group in groups.values() for process in group]
@@ -138,47 +122,39 @@ def take_turns(groups, args):
             turn(name)
         for process in processes:
             points[process].append(process.last)
-    rates = {}
-    for name, group in groups.items():
-        whole, slices = 0.0, collections.defaultdict(float)
-        for process in group:
-            seconds, steps = zip(*points[process], strict=True)
-            whole += (steps[-1] - steps[0]) / (seconds[-1] - seconds[0])
-            for i in range(len(steps) - 1):
-                if seconds[i + 1] > seconds[i]:
-                    slices[i] += (steps[i + 1] - steps[i]) / (seconds[i + 1] - seconds[i])
-        rates[name] = whole, list(slices.values())
-    return rates
+
+    def speed(group, first, last):
+        spans = [(points[process][first], points[process][last]) for process in group]
+        return sum((stop[1] - start[1]) / (stop[0] - start[0]) for start, stop in spans if stop[0] > start[0])
+
+    slices = len(points[processes[0]]) - 1
+    return {name: (speed(g, 0, -1), [speed(g, i, i + 1) for i in range(slices)]) for name, g in groups.items()}
+
+
+class MatrixProducts(TorchDispatchMode):
+    """Records the factors of all matrix products."""
+
+    factors = ()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.factors += (args[-2:],)
+        return func(*args, **(kwargs or {}))
 
 
 def matrix_products(policy, batch_size):
-    """The shapes (rows, inner, columns) of all matrix products of one update (`meow.Linear` sums narrow ones up)."""
-    shapes = []
-    couplings = list(policy.couplings)
-    for layer in couplings:
-        for net in filter(None, (layer.translation, layer.log_scale)):
-            shapes += products_of(net, batch_size, forwards=1, input_gradient=layer is not couplings[-1])
-    for net in (policy.sigma_net, *policy.shifts):
-        shapes += products_of(net, batch_size, forwards=2, input_gradient=False)  # the second: the target's V
-    return shapes
-
-
-def products_of(net, batch_size, forwards, input_gradient):
-    shapes = []
-    for i, layer in enumerate(module for module in net if isinstance(module, meow.Linear)):
-        if layer.out_features <= meow.Linear.NARROW:
-            continue
-        shapes += forwards * [(batch_size, layer.in_features, layer.out_features)]
-        shapes += [(layer.in_features, batch_size, layer.out_features)]  # the weight's gradient
-        if i > 0 or input_gradient:
-            shapes += [(batch_size, layer.out_features, layer.in_features)]
-    return shapes
+    """The factors of all matrix products of one update: [((n, k), (k, m)), ...]."""
+    target = copy.deepcopy(policy).requires_grad_(False)
+    rb = meow.ReplayBuffer(batch_size, policy.sigma_net[0].in_features, policy.act_dim)
+    rb.set_rows(torch.rand_like(rb.rows))
+    with MatrixProducts() as products:
+        meow.update(policy, target, meow.Adam(policy.vector, 1e-3), rb.sample(batch_size), 0.99, 0.005, 30.0)
+    return products.factors
 
 
 def milliseconds_of_products(policy, batch_size, repeats=200):
     """Median time of one update's matrix products in PyTorch, alone and one after the other."""
-    factors = [(torch.randn(n, k), torch.randn(k, m)) for n, k, m in matrix_products(policy, batch_size)]
-    times = []
+    factors, times = matrix_products(policy, batch_size), []
     for _ in range(repeats):
         start = time.perf_counter()
         for a, b in factors:
@@ -189,54 +165,52 @@ def milliseconds_of_products(policy, batch_size, repeats=200):
 
 def breakdown(args):
     """Trains in this process. Returns the milliseconds a learning step spends in each part, and the products' time."""
-    spent, learning = collections.Counter(), []
+    spent, learning, running = collections.Counter(), [], []
 
-    def timed(name, function):
+    def timed(owner, name, part):
+        function = getattr(owner, name)
+
         def wrapper(*arguments, **settings):
+            if running:  # a part of another one
+                return function(*arguments, **settings)
+            running.append(part)
             start = time.perf_counter()
-            if name == "update and action" and not learning:
-                spent.clear()
-                learning.append(start)
             result = function(*arguments, **settings)
-            spent[name] += time.perf_counter() - start
+            spent[part] += time.perf_counter() - start
+            running.clear()
+            if part == "update and action" and not learning:  # the first one compiles
+                spent.clear()
+                learning.append(time.perf_counter())
             return result
 
-        return wrapper
+        return patch.object(owner, name, wrapper)
 
-    def timed_compile(run, _, *inputs, compile_or_eager=meow.compile_or_eager, step=meow.learn_and_act):
-        return timed("update and action", compile_or_eager(run, step, *inputs))  # a clock cannot be compiled
-
-    replaced = {
-        (meow.SyncVectorEnv, "step"): "environment",
-        (meow.ReplayBuffer, "add"): "buffer",
-        (meow.ReplayBuffer, "sample"): "buffer",
-        (meow, "learn_and_act"): "update and action",  # eager
-        (meow.FlowPolicy, "dropout_masks"): "dropout masks",
-        (meow, "evaluate"): "evaluation",
-        (meow.SummaryWriter, "add_scalar"): "logging",
-    }
+    run, new_step = tyro.cli(meow.Args, args=our_flags(args, 1, args.last_step)), meow.CompiledStep.__init__
     with contextlib.ExitStack() as stack:
-        for (owner, name), part in replaced.items():
-            function = getattr(owner, name)
-            stack.callback(setattr, owner, name, function)
-            setattr(owner, name, timed(part, function))
-        stack.callback(setattr, meow, "compile_or_eager", meow.compile_or_eager)
-        meow.compile_or_eager = timed_compile
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        stack.enter_context(contextlib.chdir(stack.enter_context(tempfile.TemporaryDirectory())))
-        run = tyro.cli(meow.Args, args=our_flags(args, 1, args.last_step))
-        policy = meow.train(run).policy
+        for context in (
+            timed(meow.Episodes, "step", "environment"),
+            timed(meow.ReplayBuffer, "add", "buffer"),
+            timed(meow.ReplayBuffer, "sample", "buffer"),
+            timed(meow.CompiledStep, "run", "update and action"),
+            timed(meow.FlowPolicy, "dropout_masks", "dropout masks"),
+            timed(meow, "evaluate", "evaluation"),
+            timed(meow.SummaryWriter, "add_scalar", "logging"),
+            patch.object(meow.CompiledStep, "__init__", lambda *given: new_step(*given[:4], run.compile)),
+            contextlib.redirect_stdout(sys.stderr),
+            contextlib.chdir(stack.enter_context(tempfile.TemporaryDirectory())),
+        ):
+            stack.enter_context(context)
+        policy, _ = meow.train(run)
         end = time.perf_counter()
-    steps = run.total_timesteps - run.learning_starts
+    steps = run.total_timesteps - run.learning_starts - 2  # the first is at --learning-starts + 1, and not counted
     parts = {name: 1e3 * seconds / steps for name, seconds in spent.items()}
     parts["rest of the loop"] = 1e3 * (end - learning[0]) / steps - sum(parts.values())
-    return parts, milliseconds_of_products(policy.cpu(), run.batch_size)
+    return parts, milliseconds_of_products(policy, run.batch_size)
 
 
 def our_flags(args, seed, total_timesteps):
     flags = ["--env-id", args.env_id, "--seed", str(seed), "--total-timesteps", str(total_timesteps)]
-    flags += ["--torch-threads", str(args.threads), "--compile-min-timesteps", "0"]
-    return [*flags, *shlex.split(args.options)]
+    return [*flags, "--torch-threads", str(args.threads), *shlex.split(args.options)]
 
 
 def main(args):
@@ -261,23 +235,21 @@ def main(args):
         groups = {"ours": [ours(1)]}
         if args.seeds > 1:
             groups[f"ours, {args.seeds} side by side"] = [ours(seed) for seed in range(2, 2 + args.seeds)]
-        for command in args.peers:
-            groups[f"`{command}`"] = [start(["bash", "-c", command], ".")]
-        rates = take_turns(groups, args)
+        groups |= {f"`{command}`": [start(["bash", "-c", command], ".")] for command in args.peers}
+        speeds = take_turns(groups, args)
 
-    print(f"\n{args.env_id}, steps {args.first_step:,} to {args.last_step:,}, {args.threads} thread(s) a process\n")
+    print(f"\n{args.env_id}, steps {args.first_step:,} to {args.last_step:,}, {args.threads} thread(s) per process\n")
     print("| | env steps/s | slowest to fastest slice | ratio to ours |\n|-|-|-|-|")
-    for name, (rate, slices) in rates.items():
-        print(f"| {name} | {rate:.1f} | {min(slices):.1f} to {max(slices):.1f} | {rate / rates['ours'][0]:.2f} |")
+    for name, (speed, slices) in speeds.items():
+        print(f"| {name} | {speed:.1f} | {min(slices):.1f} to {max(slices):.1f} | {speed / speeds['ours'][0]:.2f} |")
 
     if torch.cuda.is_available():
         return print("\nA step on CUDA is one launch, which this script cannot take apart.")
     parts, products = breakdown(args)
     total = sum(parts.values())
     print("\n| part of a learning step of ours | ms | share |\n|-|-|-|")
-    for name, ms in sorted(parts.items(), key=lambda part: -part[1]):
+    for name, ms in [*sorted(parts.items(), key=lambda part: -part[1]), ("whole", total)]:
         print(f"| {name} | {ms:.3f} | {ms / total:.0%} |")
-    print(f"| whole | {total:.3f} | 100% |")
     print(
         f"\nThe matrix products of an update alone take {products:.2f} ms ({1e3 / products:.0f} updates/s): "
         f"{products / parts['update and action']:.0%} of our update and action, {products / total:.0%} of our step."

@@ -1,6 +1,6 @@
 """Films one deterministic episode of a model that meow_isaacgym.py trained on benchmark/simulators/mujoco.py.
 
-    MUJOCO_GL=egl python benchmark/film_mujoco_task.py --run runs/NAME --output ant.gif
+    MUJOCO_GL=egl python benchmark/tools/film_mujoco_task.py --run runs/NAME --output ant.gif
 
 Prints the episode's return and how far the torso went. A GIF or MP4, by the suffix.
 """
@@ -14,26 +14,20 @@ import mujoco
 import torch
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmark.simulators.mujoco import CONTROL_SECONDS, make  # noqa: E402
-from meow_isaacgym import UsageError, load_agent, use_onednn  # noqa: E402
+from meow_isaacgym import UsageError, load_agent  # noqa: E402
 
 
 @dataclass
 class Args:
-    run: Path
-    """the run's folder, or a model file"""
-    output: Path
-    """the film to write"""
-    seconds: float = 6.0
-    """of the episode that are filmed; it is played to its end"""
-    fps: int = 12
-    """pictures a second"""
-    size: tuple[int, int] = (240, 160)
-    """width and height"""
-    seed: int = 1
-    """of the episode's start"""
+    run: Path  # the run's folder, or a model file
+    output: Path  # the film to write
+    seconds: float = 6.0  # of the episode that are filmed; it is played to its end
+    fps: int = 12  # pictures per second
+    size: tuple[int, int] = (240, 160)  # width and height
+    seed: int = 1  # of the episode's start
 
 
 def play(agent, env):
@@ -50,7 +44,6 @@ def play(agent, env):
 def main(args):
     """Writes args.output. Raises UsageError for a model of something else."""
     torch.set_num_threads(1)
-    use_onednn(torch.device("cpu"))
     agent, about = load_agent(args.run)
     if not about["args"]["task"].endswith("Mujoco"):
         raise UsageError(
@@ -60,8 +53,7 @@ def main(args):
     total, states = play(agent, env)
     steps = len(states)
     metres = (states[-1][:2] - states[0][:2]).norm().item()
-    after = f"{about['kind']} model after {about['step']:,} vector steps"
-    print(f"{after}: return {total:.1f} in {steps} steps, {metres:.1f} m")
+    print(f"model after {about['step']:,} vector steps: return {total:.1f} in {steps} steps, {metres:.1f} m")
 
     data, camera, pictures = mujoco.MjData(env.model), mujoco.MjvCamera(), []
     camera.type, camera.trackbodyid = mujoco.mjtCamera.mjCAMERA_TRACKING, env.model.body("torso").id

@@ -1,0 +1,289 @@
+"""The paper's baselines SAC, TD3, DDPG and PPO: stable-baselines3 with rl-zoo3's settings, as the paper ran them.
+
+    python benchmark/baselines/sb3.py --algo sac --env-id Hopper-v4 --exp-name sac        # also td3, ddpg, ppo
+    python benchmark/baselines/sb3.py --resume runs/NAME                                  # CPU: bit for bit
+
+The algorithms are stable-baselines3's (SB3's). Environment, evaluation, logs, checkpoints and resume are those of
+meow_continuous_action.py, so that all systems of a figure are measured alike. That makes three differences:
+
+- All agents act in [-1,1]^A. So they do with rl-zoo3, except PPO on Humanoid, whose own bounds are +-0.4: its initial
+  standard deviation, exp(-2), is 0.4 times rl-zoo3's in the environment's units.
+- The replay memory is meow.ReplayBuffer: float32, what the networks read anyhow, drawn from as SB3's is.
+- An evaluation at step N comes before the update of step N (meow_continuous_action.py: after it). PPO's uses the
+  observation normaliser as it stands at that step.
+
+Checkpoints are written between two rollouts. A rollout is one step, PPO's 512 (SB3's default: 2,048): a checkpoint
+waits for its end. The last one is that before the last rollout, so that a run resumed with more --total-timesteps
+becomes the run that was that long at once.
+"""
+
+import copy
+import inspect
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import stable_baselines3
+import torch
+import torch.nn as nn
+from off_policy import OffPolicyArgs, evaluator, main, meow, resume_episode, start
+from stable_baselines3 import DDPG, PPO, SAC, TD3
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+ALGORITHMS = {"sac": SAC, "td3": TD3, "ddpg": DDPG, "ppo": PPO}
+
+# hyperparams/*.yml of rl-zoo3 2.9.2, as differences from stable-baselines3 2.9.2. "default" is for environments that it
+# does not list. `noise_std` is that of normal action noise, `normalize` means VecNormalize of observations and rewards.
+# SAC's rows are the paper's Table A2. No row has a schedule.
+NOISE = {"noise_std": 0.1}
+WIDE = {"log_std_init": -2, "ortho_init": False, "activation_fn": nn.ReLU, "net_arch": [256, 256]}
+PPO_COLUMNS = ("learning_rate", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range", "ent_coef", "vf_coef")
+PPO_COLUMNS += ("max_grad_norm", "policy_kwargs")
+PPO_ROWS = {
+    "Hopper-v4": (9.80828e-05, 32, 5, 0.999, 0.99, 0.2, 0.00229519, 0.835671, 0.7, WIDE),
+    "HalfCheetah-v4": (2.0633e-05, 64, 20, 0.98, 0.92, 0.1, 0.000401762, 0.58096, 0.8, WIDE),
+    "Walker2d-v4": (5.05041e-05, 32, 20, 0.99, 0.95, 0.1, 0.000585045, 0.871923, 1.0, {}),
+    "Humanoid-v4": (3.56987e-05, 256, 5, 0.95, 0.9, 0.3, 0.00238306, 0.431892, 2.0, WIDE),
+}
+ZOO = {
+    "sac": {"default": {}} | dict.fromkeys(meow.PAPER_SETTINGS, {"learning_starts": 10_000}),
+    "td3": {"default": NOISE} | dict.fromkeys(meow.PAPER_SETTINGS, NOISE | {"learning_starts": 10_000}),
+    "ddpg": {"default": NOISE} | dict.fromkeys(meow.PAPER_SETTINGS, NOISE | {"learning_starts": 10_000}),
+    "ppo": {"default": {}, "Ant-v4": {"normalize": True}},
+}
+PPO_ROWS = {name: dict(zip(PPO_COLUMNS, row, strict=True)) for name, row in PPO_ROWS.items()}
+ZOO["ppo"] |= {name: {"normalize": True, "n_steps": 512} | row for name, row in PPO_ROWS.items()}
+
+
+def zoo_row(args):
+    """rl-zoo3's settings of `args.algo` for `args.env_id`, also for its other versions, as in ZOO."""
+    return ZOO[args.algo][meow.paper_row(args.env_id) or "default"]
+
+
+@dataclass
+class Args(OffPolicyArgs):
+    algo: Literal["sac", "td3", "ddpg", "ppo"] = "sac"  # the algorithm of stable-baselines3
+    exp_name: str | None = None  # the name of this experiment (None: --algo)
+    # transitions in the replay buffer; ppo: the steps of a rollout (None: rl-zoo3's for --env-id, as those below)
+    buffer_size: int | None = None
+    batch_size: int | None = None  # transitions per update
+    learning_starts: int | None = None  # step to start learning; uniform actions before (ppo: 0)
+    learning_rate: float | None = None  # the learning rate of all optimizers
+    gamma: float | None = None  # the discount factor gamma
+
+    def __post_init__(self):
+        super().__post_init__()
+        parameters = inspect.signature(ALGORITHMS[self.algo]).parameters
+        settings = {name: parameter.default for name, parameter in parameters.items()} | zoo_row(self)
+        if self.algo == "ppo":
+            settings |= {"buffer_size": settings["n_steps"], "learning_starts": 0}
+        own = {field.name for field in fields(self)}
+        self.fill({name: value for name, value in settings.items() if name in own} | {"exp_name": self.algo})
+
+    def rules(self):
+        if self.algo != "ppo":
+            draws = self.eval_deterministic or self.algo == "sac"
+            return {"eval_deterministic": (draws, "left out with td3 and ddpg, which draw no actions")}
+        divides = self.batch_size > 1 and self.buffer_size % self.batch_size == 0
+        return {
+            "learning_starts": (self.learning_starts == 0, "0 with --algo ppo"),
+            "batch_size": (divides, "above 1 and divide --buffer-size with --algo ppo"),
+        }
+
+    def describe(self):
+        settings = "rl-zoo3's settings" if meow.paper_row(self.env_id) else "rl-zoo3's defaults"
+        return f"{self.algo} on {self.env_id}: {settings}, flags win; config.json has them all"
+
+
+class Stored(gym.Wrapper):
+    """Puts each transition of the environment into a meow.ReplayBuffer, also PPO's, which need it to resume.
+
+    A time limit does not end the task: only `terminated` cuts the bootstrap, as with SB3's own buffer.
+    """
+
+    def __init__(self, env, rb):
+        super().__init__(env)
+        self.rb, self.obs = rb, None
+
+    def reset(self, **kwargs):
+        self.obs, info = self.env.reset(**kwargs)
+        return self.obs, info
+
+    def step(self, action):
+        action = np.float32(action)  # what the buffer keeps is what was done
+        next_obs, reward, terminated, truncated, info = self.env.step(action)
+        self.rb.add(self.obs, next_obs, action, reward, terminated)
+        self.obs = next_obs
+        return next_obs, reward, terminated, truncated, info
+
+
+class Replay:
+    """What SB3 asks of a replay buffer, from a meow.ReplayBuffer `rb` that `Stored` fills."""
+
+    def __init__(self, *settings, rb, **more_settings):
+        self.rb = rb
+
+    def add(self, *transition):
+        """`Stored` has it already."""
+
+    def sample(self, batch_size, env=None):
+        """Draws ReplayBufferSamples, each (batch_size, ...)."""
+        data = self.rb.sample(batch_size)
+        return ReplayBufferSamples(data.obs, data.act, data.next_obs, data.terminated, data.reward)
+
+
+def make_model(args, env, rb, device):
+    """The SB3 model of `args`: ZOO's settings, over them the flags. env: gym.Env that fills rb, a meow.ReplayBuffer."""
+    env, settings = DummyVecEnv([lambda: env]), copy.deepcopy(zoo_row(args))
+    noise_std = settings.pop("noise_std", None)
+    if settings.pop("normalize", False):
+        env = VecNormalize(env, gamma=args.gamma)
+    settings |= {name: getattr(args, name) for name in ("batch_size", "learning_rate", "gamma")}
+    if args.algo == "ppo":
+        settings |= {"n_steps": args.buffer_size}
+    else:
+        settings |= {"buffer_size": args.buffer_size, "learning_starts": args.learning_starts}
+        settings |= {"replay_buffer_class": Replay, "replay_buffer_kwargs": {"rb": rb}}
+    if noise_std is not None:
+        shape = env.action_space.shape
+        settings |= {"action_noise": NormalActionNoise(np.zeros(shape), np.full(shape, noise_std))}
+    model = ALGORITHMS[args.algo]("MlpPolicy", env, device=device, **settings)
+    model.set_logger(Logger(None, []))  # keeps the newest losses
+    model.action_space.seed(args.seed)
+    return model
+
+
+def hyperparameters(model):
+    """{name: what it resolved to} of all that an SB3 model was made with, as JSON takes it."""
+    names = inspect.signature(type(model)).parameters.keys() - {"policy", "env", "replay_buffer_kwargs"}
+    values = {name: getattr(model, name) for name in sorted(names) if hasattr(model, name)}
+    values |= {"normalize": model.get_vec_normalize_env() is not None, "version": stable_baselines3.__version__}
+    plain = (bool, int, float, str, type(None))
+    return {name: value if isinstance(value, plain) else str(value) for name, value in values.items()}
+
+
+def newest_losses(model):
+    """{name: number} of what SB3 logged of its last update, without what is constant or counts."""
+    logged = {key.removeprefix("train/"): value for key, value in model.logger.name_to_value.items()}
+    return {name: logged[name] for name in logged.keys() - {"learning_rate", "clip_range", "n_updates"}}
+
+
+class Policy:
+    """An SB3 model's policy as meow.evaluate plays it. A normaliser is read and not moved."""
+
+    def __init__(self, model):
+        self.model, self.parameters = model, model.policy.parameters
+
+    def act(self, obs, deterministic=False):
+        """(B, S) -> (B, A) in [-1,1]."""
+        obs, normaliser = obs.cpu().numpy(), self.model.get_vec_normalize_env()
+        if normaliser is not None:
+            obs = normaliser.normalize_obs(obs)
+        return torch.from_numpy(self.model.predict(obs, deterministic=deterministic)[0])
+
+
+def normaliser_numbers(model):
+    """The dicts that hold the running numbers of a model's normaliser, if it has one."""
+    normaliser = model.get_vec_normalize_env()
+    return [] if normaliser is None else [vars(normaliser.obs_rms), vars(normaliser.ret_rms)]
+
+
+def get_model_state(model):
+    """All that an SB3 model has learnt between two rollouts, as tensors and plain data."""
+    state = {"parameters": model.get_parameters(), "stream": model.action_space.np_random.bit_generator.state}
+    state["variables"] = {name: getattr(model, name).detach() for name in model._get_torch_save_params()[1]}
+    state["counts"] = {name: getattr(model, name) for name in ("num_timesteps", "_n_updates")}
+    numbers = normaliser_numbers(model)
+    state["normaliser"] = [{name: torch.from_numpy(np.array(x)) for name, x in part.items()} for part in numbers]
+    state["returns"] = [torch.from_numpy(model.env.returns)] if numbers else []
+    return state
+
+
+def set_model_state(model, state):
+    """Puts a state of `get_model_state` into another model of the same settings."""
+    model.set_parameters(state["parameters"])
+    model.action_space.np_random.bit_generator.state = state["stream"]
+    for name, value in state["variables"].items():
+        getattr(model, name).data.copy_(value)
+    vars(model).update(state["counts"])
+    for part, saved in zip(normaliser_numbers(model), state["normaliser"], strict=True):
+        part.update({name: tensor.numpy() for name, tensor in saved.items()})
+    for returns in state["returns"]:
+        model.env.returns = returns.numpy()
+
+
+class Loop(BaseCallback):
+    """What a run does within SB3's `learn`, between two rollouts and after each step of the environment."""
+
+    def __init__(self, run, env, evaluate):
+        super().__init__()
+        self.run, self.env, self.evaluate, self.saved_at = run, env, evaluate, run.first_step
+
+    def _on_rollout_start(self):
+        args, step = self.run.args, self.model.num_timesteps
+        losses = newest_losses(self.model)
+        for name, value in losses.items():
+            if "loss" in name and not math.isfinite(value):
+                raise FloatingPointError(f"{name} is not finite at step {step - 1:,}")
+        if args.algo == "ppo" or (step - 1) % 100 == 0:
+            self.run.log(step - 1, {f"losses/{name}": value for name, value in losses.items()})
+        ends_next = step + (args.buffer_size if args.algo == "ppo" else 1) >= args.total_timesteps
+        if ends_next or step // args.checkpoint_frequency > self.saved_at // args.checkpoint_frequency:
+            self.run.checkpoint(step, {}, model=get_model_state(self.model), begun=self.env.begun)
+            self.saved_at = step
+
+    def _on_step(self):
+        args, step = self.run.args, self.model.num_timesteps
+        self.run.log(step - 1, self.locals["infos"][0].get("episode", {}))
+        if (step - 1) % 100 == 0:
+            self.run.log(step - 1, {"charts/SPS": int((step - 1) / (time.time() - self.run.start_time))})
+        self.run.progress.update()
+        if step == args.total_timesteps or step % args.eval_frequency == 0:
+            self.evaluate(step)
+        return step < args.total_timesteps
+
+
+def train(args):
+    """Trains a baseline as `args` says and writes runs/NAME as meow_continuous_action.py does, without its models.
+
+    Returns the SB3 model and the meow.Run. Raises as meow.train.
+    """
+    # ppo learns from its rollout: its buffer only holds the episode to resume
+    run, env, device = start(args, 10_000 if args.algo == "ppo" else args.buffer_size)
+    with run:
+        stored = Stored(env, run.rb)
+        model = make_model(args, stored, run.rb, device)
+        run.config["stable_baselines3"] = hyperparameters(model)
+        (run.dir / "config.json").write_text(json.dumps(run.config, indent=2))
+        evaluate = evaluator(run, Policy(model))
+        if run.first_step > 0:
+            set_model_state(model, run.state["model"])
+        else:
+            evaluate(0)
+        stored.obs = resume_episode(run, env)
+        if stored.obs is not None:  # else SB3 begins an episode
+            normaliser, obs = model.get_vec_normalize_env(), stored.obs[None]
+            model._last_obs = obs if normaliser is None else normaliser.normalize_obs(obs)
+            model._last_episode_starts = np.array([env.begun[-1][0] == env.steps])
+        steps, loop = args.total_timesteps - run.first_step, Loop(run, env, evaluate)
+        try:
+            model.learn(steps, loop, log_interval=None, reset_num_timesteps=False)
+        except ValueError as error:
+            if "of distribution Normal" not in str(error):  # torch's, where its mean or deviation is none
+                raise
+            raise FloatingPointError(f"the policy is no Gaussian at step {model.num_timesteps - 1:,}") from None
+        run.say(f"finished: {run.dir}")
+    return model, run
+
+
+if __name__ == "__main__":
+    sys.exit(main(Args, train))
