@@ -22,6 +22,7 @@ update (Eq. 9, Algorithm 1); the evaluation; `train`, the loop. What follows und
 
 import contextlib
 import ctypes
+import io
 import json
 import math
 import os
@@ -403,9 +404,8 @@ def train(args):
     with Run(args, args.env_id, "evaluations.csv", columns, args.total_timesteps, rb) as run:
         run.say(f"{run.dir}: {paper_row(args.env_id) or 'shared'} settings, flags win\n{args}")
         # TRY NOT TO MODIFY: seeding
-        random.seed(args.seed)
-        np.random.seed(args.seed)
-        torch.manual_seed(args.seed)
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(args.seed)
         env = make_env(args.env_id, f"videos/{run.dir.name}-{run.first_step}" if args.capture_video else None)
         eval_envs = [make_env(args.env_id) for _ in range(args.eval_episodes)]
         names = ("alpha", "sigma_min", "sigma_max", "coupling", "num_shifts")
@@ -541,6 +541,7 @@ def check_env(args, device):
         env.step(env.action_space.high)
         if args.capture_video:
             env.render()
+            os.makedirs("videos", exist_ok=True)
     except Exception as error:  # every environment fails in its own way
         hint = " (MuJoCo films without a display need MUJOCO_GL=egl or osmesa and that library)" * args.capture_video
         raise UsageError(f"--env-id {args.env_id} must work here, it does not: {error!r:.300}{hint}") from error
@@ -711,8 +712,9 @@ def set_random_streams(streams):
 
 def save_file(path, content):
     """Writes tensors and plain data, the whole file or nothing: what was there stays until all is on the disk."""
+    torch.save(content, buffer := io.BytesIO())  # not to the file, or a full disk is no OSError
     with open(f"{path}.tmp", "wb") as file:
-        torch.save(content, file)
+        file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())
     os.replace(f"{path}.tmp", path)
@@ -734,7 +736,7 @@ class Run(contextlib.AbstractContextManager):
     what follows step and seconds in it. state: what --resume continues from. Raises UsageError."""
 
     def __init__(self, args, task, table, columns, total, rb):
-        name = f"{task}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
+        name = f"{task}__{args.exp_name}__{args.seed}__{int(1e3 * time.time())}".replace("/", "-")
         self.args, self.rb, self.dir = args, rb, Path("runs", name) if args.resume is None else Path(args.resume)
         self.versions = {name: str(module.__version__) for name, module in sys.modules.items() if name in VERSIONED}
         self.state = {"step": 0, "seconds": 0.0, "best": -math.inf, "rows": [], "replay": [], "wandb_id": None}
@@ -759,11 +761,9 @@ class Run(contextlib.AbstractContextManager):
         except OSError as error:
             raise UsageError(f"the run's folder {self.dir} must be writable and in no other use: {error}") from error
         self.table, self.columns = self.dir / table, ["step", "seconds", *columns]
-        # purge_step: readers forget what was logged after the checkpoint
-        self.writer = SummaryWriter(self.dir, purge_step=self.first_step + 1 if self.first_step else None)
+        self.writer = SummaryWriter(self.dir, purge_step=self.first_step + 1)  # readers drop what was logged later
         self.writer.add_text("hyperparameters", f"```\n{json.dumps(self.config, indent=2)}\n```", self.first_step)
-        bar = {"unit": "step", "dynamic_ncols": True, "mininterval": 1.0, "miniters": 1}  # 1: learning steps are slower
-        self.progress = tqdm(total=total, initial=self.first_step, **bar)
+        self.progress = tqdm(total=total, initial=self.first_step, dynamic_ncols=True, mininterval=1.0, miniters=1)
 
     def __exit__(self, kind, error, traceback):
         if isinstance(error, (KeyboardInterrupt, OSError)) and (self.dir / "checkpoint.pt").exists():
@@ -799,6 +799,7 @@ class Run(contextlib.AbstractContextManager):
     def checkpoint(self, step, learned, **world):
         """Writes all that --resume needs: a file of the transitions that are new, then checkpoint.pt. A kill or a full
         disk at any moment leaves the checkpoint before it whole."""
+        self.writer.flush()
         oldest, stop = max(0, self.rb.added - len(self.rb.rows)), self.rb.added
         replay = [(first, last) for first, last in self.state["replay"] if last > oldest]
         for first in range(replay[-1][1] if replay else oldest, stop, 2**20):

@@ -1,6 +1,7 @@
 """Small environments whose transitions can be counted, registered for every test, and the command line in-process."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,6 +12,9 @@ import torch
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of scripts that tests start: more threads only get in each other's way
 torch.set_num_threads(1)
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # also where these tests run in the background, which ignores it
 
 
 @pytest.fixture(autouse=True, scope="module")

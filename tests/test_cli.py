@@ -92,7 +92,7 @@ BAD_FLAGS = """
 --max-grad-norm=-1; --alpha=-0.1; --alpha=inf; --tau=0; --tau=1.5; --gamma=1.1; --sigma-min=-0.3; --sigma-max=-6
 --sigma-max=inf; --learning-starts=1500000; --buffer-size=255; --buffer-size=1000000000000 GB; --coupling=spline affine
 --num-shifts=3 '0', '1', '2'; --resume=none none; --evaluate=none none; --resume= ; --evaluate= ; --save-model
---resume=none --evaluate=none; --stochastic; --env-id=Hoper-v4 Hopper-v4; --env-id=Hopper-v9 Hopper-v5
+--resume=none --evaluate=none; --stochastic; --env-id=Hoper-v4 Hopper; --env-id=Hopper-v9 v5
 --env-id=no_such_module:Env-v0 no_such_module; --env-id=CartPole-v1 Discrete; --env-id=Discrete-v0 bounded 1-D Box
 --env-id=Unbounded-v0 bounded 1-D Box; --env-id=IntegerAction-v0 of floats; --env-id=MatrixAction-v0 (2, 2)
 --env-id=Image-v0 (8, 8, 3); --env-id=Dict-v0 1-D Box

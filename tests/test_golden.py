@@ -49,6 +49,7 @@ CASES += [("continuous", coupling, shifts, True) for coupling in ("additive", "a
 @pytest.mark.parametrize("script, coupling, num_shifts, compiled", CASES)
 def test_the_numbers_are_those_of_d644370(script, coupling, num_shifts, compiled):
     meow = SCRIPTS[script]
+    torch.set_float32_matmul_precision("highest")  # other tests of this process may have left it as training does
     policy, target = (meow.FlowPolicy(OBS, ACT, 0.2, -2.0, 0.5, coupling, num_shifts) for _ in range(2))
     fill(policy, 1)
     fill(target, 2)
