@@ -543,8 +543,8 @@ def check_env(args, device):
             env.render()
             os.makedirs("videos", exist_ok=True)
     except Exception as error:  # every environment fails in its own way
-        hint = " (MuJoCo films without a display need MUJOCO_GL=egl or osmesa and that library)" * args.capture_video
-        raise UsageError(f"--env-id {args.env_id} must work here, it does not: {error!r:.300}{hint}") from error
+        hint = " (--capture-video of MuJoCo without a display: set MUJOCO_GL=egl or osmesa)" * args.capture_video
+        raise UsageError(f"--env-id {args.env_id} must work here: {type(error).__name__}: {error}{hint}") from error
     if mujoco.__version__ != "3.4.0":  # the newest whose contacts are those of the paper's 2.3.7; 3.5.0 changed them
         print(f"mujoco {mujoco.__version__} is not 3.4.0: returns do not compare with the paper's", flush=True)
     obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]
