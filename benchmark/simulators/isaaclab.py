@@ -33,19 +33,7 @@ class IsaacLabVecTask:
         return {"obs": self.obs}, reward * self.reward_scale, done.long(), {"time_outs": truncated & ~terminated}
 
 
-def make(
-    seed,
-    task,
-    num_envs,
-    sim_device,
-    rl_device,
-    graphics_device_id=-1,
-    headless=False,
-    multi_gpu=False,
-    virtual_screen_capture=False,
-    force_render=True,
-    cfg=None,
-):
+def make(seed, task, num_envs, sim_device, rl_device, headless=False, cfg=None, **not_used):
     """As isaacgymenvs.make; `task` is one of Isaac Lab's gymnasium ids. Starts its application, once per process."""
     if str(rl_device) != str(sim_device):
         raise ValueError(f"simulator and learner must share a device, got {sim_device} and {rl_device}")
