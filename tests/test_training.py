@@ -61,7 +61,7 @@ def test_actions_follow_the_update_before_them_are_stored_before_tanh_and_rescal
     monkeypatch.setattr(meow, "learn_and_act", spied)
     _, run = train(small_args())
     obs, _, act, _, _ = stored(run)
-    assert len(made) in (249, 250)  # one per step after learning_starts
+    assert len(made) == 250  # one per step after learning_starts
     for step, (made_for, u, _) in enumerate(made[:-1], start=301 - len(made)):
         assert torch.equal(made_for[0], obs[step]) and torch.equal(u[0], act[step])
     z = torch.cat([z for _, _, z in made])
@@ -75,6 +75,18 @@ def test_actions_follow_the_update_before_them_are_stored_before_tanh_and_rescal
     humanoid.reset(seed=0)
     humanoid.step(np.ones(17, dtype=np.float32))
     np.testing.assert_allclose(humanoid.unwrapped.data.ctrl, 0.4, atol=1e-6)
+
+
+def test_a_rescaled_action_never_leaves_the_bounds_by_a_rounding():
+    random_numbers = np.random.default_rng(0)
+    low = random_numbers.uniform(-3, 0, 1000).astype(np.float32)
+    high = (low + random_numbers.uniform(0.1, 3, 1000)).astype(np.float32)
+    conftest.register("ManyBounds-v0", action_space=conftest.gym.spaces.Box(low, high))
+    env = make_env("ManyBounds-v0")
+    env.reset(seed=0)
+    for saturated in (-1, 1):
+        env.step(np.full(1000, saturated, dtype=np.float32))
+    assert all(env.unwrapped.action_space.contains(action) for action in env.unwrapped.actions)
 
 
 def test_replay_buffer_keeps_the_newest_draws_uniformly_and_never_what_was_not_written():
