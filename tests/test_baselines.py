@@ -211,6 +211,80 @@ def test_what_is_stored_is_what_was_done_and_only_termination_cuts_the_bootstrap
     assert act.abs().max() <= 1 and act.std() > 0.4 and act.min() < -0.9 and act.max() > 0.9
 
 
+class Odd(Point):
+    """What users' environments do: one array for all observations, integers at a reset and in the space, a reward in
+    an array, strict bounds, an `info` with an "episode" of its own that cannot be copied, large data, global noise."""
+
+    observation_space = gym.spaces.Box(-100, 100, (2,), np.int64)
+    action_space = gym.spaces.Box(np.float32([-3.1, -0.5]), np.float32([0.7, 1000]))
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        self.shared, self.height_map = np.zeros(2), np.zeros(5_000_000)
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        self.position = np.round(self.position)
+        self.shared[:] = self.position
+        return self.shared.astype(int), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.position = np.clip(self.position + 0.1 * np.tanh(action), -2, 2) + 0.01 * np.random.normal(size=2)
+        self.shared[:] = self.position
+        return self.shared, np.array([self.position.sum()]), False, False, {"episode": 3, "of": (x for x in ())}
+
+
+gym.register("Odd-v0", entry_point=Odd, max_episode_steps=STEPS)
+
+
+@pytest.mark.parametrize("name", ["sql", "fcfa", "sac", "ppo"])
+def test_an_odd_environment_trains_and_resumes(name):
+    settings = {"env_id": "Odd-v0", "buffer_size": 1000, "total_timesteps": 165}
+    whole, whole_run = train(name, **settings, eval_frequency=30)
+    obs, next_obs, act, reward, _ = whole_run.rb.rows[:160].split(whole_run.rb.widths, dim=1)
+    starts = torch.arange(0, 160, STEPS)
+    assert torch.equal(obs[starts], obs[starts].round()) and (obs[1:] != obs[1:].round()).any(dim=1).sum() > 100
+    inside = torch.arange(160) % STEPS != 0
+    assert torch.equal(obs[inside], next_obs[inside.roll(-1)]) and (next_obs != next_obs.round()).all()
+    torch.testing.assert_close(reward[:, 0], next_obs.sum(dim=1))
+    assert (whole_run.dir / "checkpoint.pt").stat().st_size < 20e6
+    _, run = train(name, **settings | {"total_timesteps": 115}, eval_frequency=1000)
+    resumed, run = train(name, **settings, eval_frequency=1000, resume=str(run.dir))
+    assert_same(whole, resumed, whole_run, run)
+    if name in ("sac", "ppo"):  # SB3 acts on what is stored
+        assert np.array_equal(resumed._last_obs[0], run.rb.rows[164, :2])
+
+
+class Broken(Point):
+    def __init__(self, render_mode=None):
+        raise ValueError("the data set is missing")
+
+
+class Pinned(Point):
+    action_space = gym.spaces.Box(0, 0, (2,))
+
+
+gym.register("Broken-v0", entry_point=Broken)
+gym.register("Pinned-v0", entry_point=Pinned)
+
+
+@pytest.mark.parametrize("name", ["sql", "fcfa", "sac", "ppo"])
+@pytest.mark.parametrize("env_id, words", [("Broken-v0", "the data set is missing"), ("Pinned-v0", "Box(0.0, 0.0")])
+def test_an_environment_that_cannot_train_is_one_sentence(name, env_id, words, capsys):
+    module, own = SYSTEMS[name]
+    flags = to_flags({key: value for key, value in own.items() if key != "lrs"})
+    assert main(module, "--env-id", env_id, *flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and words in error and not Path("runs").exists()
+
+
+def test_an_environment_may_be_in_a_module_of_the_current_folder():
+    Path("my_envs.py").write_text("raise ValueError('this module was found')")
+    result = subprocess.run(command(sql, "--env-id", "my_envs:My-v0"), capture_output=True, text=True)
+    assert result.returncode == 2 and "this module was found" in result.stderr and result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", ["sql", "fcga", "sac", "td3", "ppo"])
 def test_evaluations_change_nothing_in_training(name):
     """They sample the policy here, where it can be: the noise must be of a stream of its own."""

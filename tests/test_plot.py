@@ -108,6 +108,37 @@ def test_a_run_without_evaluation_is_left_out_and_named(tmp_path, capsys):
     assert str(tmp_path / "begun") in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "file, damage, where, kept",
+    [
+        ("evaluations.csv", lambda table: table[:-2], "line 4", [1, 2]),  # 30 is cut to 3
+        ("evaluations.csv", lambda table: table[:-6], "line 4", [1, 2]),
+        ("evaluations.csv", lambda table: table.replace(b",2,", b",2x,"), "line 3", [1, 30]),
+        ("evaluations.csv", lambda table: table.replace(b",2,1", b",2"), "line 3", [1, 30]),
+        ("evaluations.csv", lambda table: table.replace(b"2,1,2\n2", b"2"), "line 3", [1]),  # two in one line
+        ("evaluations.csv", lambda table: table.replace(b",2,", b'\0\xff"\n'), "line 3", [1, 30]),
+        ("evaluations.csv", lambda table: table.replace(b"mean", b"men"), "line 1", []),
+        ("evaluations.csv", lambda table: b"", "line 1", []),
+        ("config.json", lambda config: config[:-9], "config.json", []),
+        ("config.json", lambda config: b"", "config.json", []),
+        ("config.json", lambda config: b"[]", "config.json", []),
+    ],
+)
+def test_what_is_damaged_is_named_and_the_rest_is_drawn(file, damage, where, kept, tmp_path, capsys):
+    write_run(tmp_path / "runs/whole", [1, 2, 30])
+    path = write_run(tmp_path / "runs/other", [1, 2, 30], seed=2) / file
+    path.write_bytes(damage(path.read_bytes()))
+    runs = {run.seed: list(run.returns) for run in load(tmp_path / "runs")}
+    assert runs == {1: [1, 2, 30]} | ({2: kept} if kept else {})
+    errors = capsys.readouterr().err
+    assert str(path) in errors and where in errors and errors.count("left out, damaged: ") == 1
+    for script in ("plot.py", "report.py"):
+        command = [sys.executable, str(TOOLS / script), "--runs", "runs", "--output", "out"]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert result.returncode == 0 and f"runs/other/{file}" in result.stderr and where in result.stderr
+    assert (tmp_path / "out").exists() and (tmp_path / "out.png").exists()
+
+
 WANDB_CSV = """\
 "global_step","Hopper-v4__my__exp__3__17 - eval/episodic_return","Hopper-v4__my__exp__3__17 - \
 eval/episodic_return__MIN","Hopper-v4__my__exp__3__17 - eval/episodic_return__MAX","b.c:Ant-v4__sac__1__18 - \
@@ -128,6 +159,13 @@ def test_wandb_csv(tmp_path):
     assert not (tmp_path / "curve_hours.png").exists()  # an export has no times
 
 
+def test_a_damaged_line_of_a_wandb_csv_is_named(tmp_path, capsys):
+    (tmp_path / "export.csv").write_text(WANDB_CSV.replace('"5.5"', '"5..5"')[:-20] + '"30000","7')
+    (ant, hopper) = load(wandb_csv=(tmp_path / "export.csv",))
+    assert list(hopper.steps) == list(ant.steps) == [10_000]
+    assert "export.csv, line 2: " in capsys.readouterr().err
+
+
 def test_wandbs_own_step_compares_with_no_other(tmp_path):
     (tmp_path / "export.csv").write_text(WANDB_CSV.replace("global_step", "Step"))
     assert {run.unit for run in load(wandb_csv=(tmp_path / "export.csv",))} == {plot.WANDB_STEPS}
@@ -144,7 +182,7 @@ def test_wandbs_own_step_compares_with_no_other(tmp_path):
         ("global_step,name - losses/qf_loss\n0,1\n", "columns 'RUN_NAME - eval/episodic_return'"),
         ("time,Hopper-v4__meow__1__2 - eval/episodic_return\n0,1\n", "global_step or Step"),
         ("Step,graceful-sun-3 - eval/episodic_return\n0,1\n", "one is named graceful-sun-3"),
-        ("Step,Hopper-v4__meow__1__2 - eval/episodic_return\n0,one\n", "must be numbers"),
+        ("Step,Hopper-v4__meow__1__2 - eval/episodic_return\n0,one\n", "at least one point"),
         ("", "global_step or Step"),
     ],
 )
@@ -179,14 +217,29 @@ def test_scalars_from_tensorboard_and_from_their_export(tmp_path):
         load(tmp_path, key="losses/qf_loss")
 
 
-def test_scalars_are_read_of_the_chosen_runs_alone(tmp_path):
+@pytest.mark.parametrize("damage", [lambda log: log[:-3], lambda log: log[:-9] + bytes([log[-9] ^ 1]) + log[-8:]])
+def test_a_damaged_tensorboard_log_is_named_and_the_rest_is_drawn(damage, tmp_path, capsys):
+    folder = write_run(tmp_path / "a", [1, 2])
+    with SummaryWriter(folder) as writer:
+        for step in (50, 150, 250):
+            writer.add_scalar("other", step, step)
+    (path,) = folder.glob("events*")
+    path.write_bytes(damage(path.read_bytes()))
+    (run,) = load(tmp_path, key="other", every=100)
+    assert list(run.returns) == [50, 150]
+    errors = capsys.readouterr().err
+    assert f"{path}, from record 4 on" in errors and errors.count("\n") == 1
+
+
+def test_scalars_are_read_of_the_chosen_runs_alone(tmp_path, capsys):
     """All figures' runs share a folder, and their logs would not fit into memory."""
     for system, text in (("meow", "step,key,value\n50,other,3\n"), ("sac", "step,key,value\n50,other,\n")):
         (write_run(tmp_path / system, [1, 2], system=system) / "scalars.csv").write_text(text)
     (run,) = load(tmp_path, key="other", systems=("meow",))
     assert list(run.returns) == [3]
-    with pytest.raises(plot.UsageError, match="sac/scalars.csv must have numbers"):
-        load(tmp_path, key="other")
+    assert "sac/scalars.csv" not in capsys.readouterr().err
+    assert load(tmp_path, key="other")[0].system == "meow"
+    assert "sac/scalars.csv, line 2" in capsys.readouterr().err
 
 
 def test_log_determinants_are_drawn_to_base_10(tmp_path, monkeypatch):
@@ -259,8 +312,8 @@ def test_max_steps_leaves_out_what_came_later(tmp_path):
         ({"max_steps": 0}, "--max-steps must be"),
         ({"export_scalars": True}, "--export-scalars must come with a --key"),
         ({"wandb_csv": ("none.csv",)}, "none.csv must be a CSV file"),
-        ({"runs": ("damaged",)}, "config.json must be"),
-        ({"runs": ("scalars",), "key": ("other",)}, "scalars.csv must have numbers"),
+        ({"runs": ("damaged",)}, "--runs must have at least one point"),
+        ({"runs": ("scalars",), "key": ("other",)}, "--runs must have at least one point of other"),
     ],
 )
 def test_bad_input_is_told_before_anything_is_written(flags, named, tmp_path, monkeypatch):
@@ -439,7 +492,7 @@ def test_report_of_several_environments(tmp_path):
     assert row["IQM"] == "1.000" and row["95% interval"] == "no interval (1 seed)"
 
 
-def test_report_of_a_parallel_task_and_of_where_runs_come_from(tmp_path):
+def test_report_of_a_parallel_task_and_of_where_runs_come_from(tmp_path, capsys):
     write_task_run(tmp_path / "Anymal/meow/seed_1/runs/Anymal__meow__1__5", [0, 10])
     write_run(tmp_path / "Hopper-v4/sac/seed_1", [0, 10], "sac")
     job = {"commit": "abc1234", "hardware": {"cpu": "EPYC", "cores": 2, "gpus": ["H200"]}}
@@ -449,3 +502,6 @@ def test_report_of_a_parallel_task_and_of_where_runs_come_from(tmp_path):
     assert "| Anymal | meow | 0.02 (1 seed, 2k) | 3,556 |" in text  # 2,000 vector steps of 128 in 72 s
     assert "| Anymal meow 1 | abc1234 | EPYC, 2 cores, H200 | torch 2.0.0 |" in text
     assert "| Hopper-v4 sac 1 | def5678 |  | mujoco 3.4.0 |" in text
+    (tmp_path / "Hopper-v4/sac/seed_1/job.json").write_text("")
+    assert "| Hopper-v4 sac 1 |  |  | mujoco 3.4.0 |" in make_report(tmp_path)
+    assert "Hopper-v4/sac/seed_1/job.json" in capsys.readouterr().err

@@ -185,6 +185,10 @@ def test_the_recorded_command_is_as_typed_in_the_repository():
         (["--command", "python fake.py"], "with --env-ids"),
         (["--command", "python none.py", "--env-ids", "A-v0"], "--command must name a script NAME.py that exists"),
         (["--command", "python -m fake", "--env-ids", "A-v0"], "--command must name a script NAME.py that exists"),
+        (["--command", "pythn fake.py", "--env-ids", "A-v0"], "--command must begin with a program"),
+        (["--command", "fake.py --steps 2", "--env-ids", "A-v0"], "--command must begin with a program"),
+        (["--command", "A=1 pythn fake.py", "--env-ids", "A-v0"], "--command must begin with a program"),
+        (["--command", "A=1 B=2", "--env-ids", "A-v0"], "--command must name a script NAME.py that exists"),
         (["--command", "python fake.py 'x", "--env-ids", "A-v0"], "must be a command line (No closing quotation)"),
         (["--command", "python fake.py --task A", "--env-ids", "B-v0"], "--command must not have --env-id, --task"),
         (["--command", "python fake.py --env_id A", "--env-ids", "B-v0"], "--command must not have --env-id, --task"),
@@ -212,21 +216,70 @@ def test_bad_input_is_one_sentence_and_exit_code_2(flags, sentence):
     assert result.stdout == "" and not Path("out").exists()
 
 
+@pytest.mark.parametrize("python_path, assigned", [("lib:", ""), ("", "PYTHONPATH=lib ")])
+def test_what_is_relative_to_the_callers_folder_counts_in_the_jobs(python_path, assigned, tmp_path, monkeypatch):
+    """Modules of PYTHONPATH and of the folder itself, files after = and programs on PATH, beside a script elsewhere."""
+    for folder in ("lib", "scripts", "bin"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "lib/in_lib.py").touch()
+    (tmp_path / "my_envs.py").touch()
+    (tmp_path / "bin/own_python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "bin/own_python").chmod(0o755)
+    (tmp_path / "own.cfg").write_text("7")
+    own = "import in_lib, my_envs, os, sys\nprint(open(sys.argv.pop(1)[6:]).read(), os.environ['OWN'])\n"
+    (tmp_path / "scripts/script.py").write_text(own + FAKE)
+    monkeypatch.setenv("PYTHONPATH", python_path)
+    monkeypatch.setenv("PATH", "bin", prepend=os.pathsep)
+    command = f"{assigned}OWN='a b' OMP_NUM_THREADS=3 own_python scripts/script.py --own=own.cfg --exp-name fake"
+    result = benchmark("--env-ids", "A-v0", "--command", command)
+    assert result.returncode == 0, result.stderr
+    assert log("A-v0/fake/seed_1").startswith("7 a b\n") and curve("A-v0/fake/seed_1") == fake_curve(1, 3)
+    assert job_json("A-v0/fake/seed_1")["command"] == f"{command} --env-id A-v0 --seed 1"
+    (config,) = Path("out/A-v0/fake/seed_1").glob("runs/*/config.json")
+    assert json.loads(config.read_text())["threads"]["OMP_NUM_THREADS"] == "3"
+
+
 # Failures
+
+
+@pytest.mark.parametrize("content", ["", '{"command": "pyth', "null", "{}"])
+def test_a_damaged_record_is_named_its_job_resumes_and_the_others_run(content):
+    flags = ["--env-ids", "A-v0", "--num-seeds", "3", "--command", "python fake.py"]
+    assert benchmark(*flags[:-1], "python fake.py --fail-at 2").returncode == 1
+    for checkpoint in Path("out/A-v0/fake/seed_2").glob("runs/*/checkpoint.pt"):
+        checkpoint.unlink()
+    for seed in (1, 2):
+        Path(f"out/A-v0/fake/seed_{seed}/job.json").write_text(content)
+    result = benchmark("--dry-run", *flags)
+    assert result.returncode == 0 and "1 to run, 2 to resume, 0 to skip" in result.stdout
+    assert Path("out/A-v0/fake/seed_1/job.json").read_text() == content
+    result = benchmark(*flags)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert "resume  A-v0/fake/seed_1  (its job.json is damaged)\n" in result.stdout
+    assert "run     A-v0/fake/seed_2  (its job.json is damaged)\n" in result.stdout
+    assert "resume  A-v0/fake/seed_3\n" in result.stdout
+    assert all(curve(f"A-v0/fake/seed_{seed}") == fake_curve(seed, 3) for seed in (1, 2, 3))
+    assert "begins at step 1" in log("A-v0/fake/seed_1") and log("A-v0/fake/seed_2").count("begins at step 0") == 2
+    assert len(list(Path("out/A-v0/fake/seed_2").glob("abandoned_*/config.json"))) == 1
+    record = job_json("A-v0/fake/seed_1")
+    assert record["commit"].startswith("unknown, then ") and record["returncode"] == 0
+    assert "3 to skip" in benchmark(*flags).stdout
 
 
 def test_a_failure_is_reported_and_the_others_run():
     commands = [
         "python fake.py --fail-at 2 --exp-name broken",
         "python fake.py",
-        "no-such-program fake.py --exp-name no",
+        "python fake.py --exp-name no",
     ]
+    Path("out/A-v0").mkdir(parents=True)
+    Path("out/A-v0/no").touch()  # no folder can be made there
     result = benchmark("--command", *commands, "--env-ids", "A-v0")
     assert result.returncode == 1
     assert "A-v0/fake/seed_1: finished" in result.stdout and curve("A-v0/fake/seed_1") == fake_curve(1, 3)
     report = f"A-v0/broken/seed_1 failed with exit code 3: {os.path.abspath('out')}/A-v0/broken/seed_1/log.txt ends in"
     assert f"{report}\nbegins at step 0\nprogress 2%\nit broke at step 2\n" in result.stderr
-    assert "A-v0/no/seed_1 failed with exit code FileNotFoundError" in result.stderr
+    assert "A-v0/no/seed_1 failed with exit code NotADirectoryError" in result.stderr
     assert "Traceback" not in result.stderr
     assert job_json("A-v0/broken/seed_1")["returncode"] == 3
 

@@ -6,6 +6,7 @@ stable-baselines3's, shares the rest.
 """
 
 import math
+import os
 import random
 import sys
 import time
@@ -163,8 +164,10 @@ def train(args, make_agent):
                     act = agent.act(torch.from_numpy(obs[None]).to(device))[0].cpu().numpy()
             next_obs, reward, terminated, truncated, info = env.step(act)
             rb.add(obs, next_obs, act, reward, terminated)
-            run.log(global_step, info.get("episode", {}))
-            obs = env.reset()[0] if terminated or truncated else next_obs
+            obs = next_obs
+            if terminated or truncated:
+                run.log(global_step, info["episode"])
+                obs, _ = env.reset()
 
             if global_step > args.learning_starts:
                 losses = agent.update(rb.sample(args.batch_size))
@@ -191,6 +194,7 @@ def main(args_class, train):
 
     Returns the exit code: 0, 2 for bad input, 1 where a run had to stop, 130 after Ctrl-C.
     """
+    sys.path.append(os.getcwd())  # where --env-id MODULE:ID may be too
     warnings.filterwarnings("ignore", message=".*is out of date")  # that v4 is not v5 is the point here
     args, code = tyro.cli(args_class), 0
     try:

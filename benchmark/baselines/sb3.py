@@ -113,6 +113,8 @@ class Stored(gym.Wrapper):
     def __init__(self, env, rb):
         super().__init__(env)
         self.rb, self.obs = rb, None
+        space = env.observation_space
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, space.shape)  # SB3 rounds to the dtype that it has
 
     def reset(self, **kwargs):
         self.obs, info = self.env.reset(**kwargs)
@@ -123,6 +125,7 @@ class Stored(gym.Wrapper):
         next_obs, reward, terminated, truncated, info = self.env.step(action)
         self.rb.add(self.obs, next_obs, action, reward, terminated)
         self.obs = next_obs
+        info = {"episode": info["episode"]} if terminated or truncated else {}  # SB3 copies all that it gets
         return next_obs, reward, terminated, truncated, info
 
 

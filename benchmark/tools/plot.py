@@ -12,11 +12,12 @@ A system is a run's --exp-name, a repetition its --seed; a folder named NAME_see
 of the system NAME instead. From 3 seeds on a system is its mean with a 95% confidence interval (Student's t over the
 seeds), on the steps that all its seeds have: the mean ends where the shortest seed ends, and the others go on as thin
 lines, because a mean over fewer and fewer seeds jumps. 1 or 2 seeds are thin lines. Runs that do not compare are
-refused: see `check_comparable`.
+refused: see `check_comparable`. Lines and files that are damaged are named and left out.
 """
 
 import csv
 import functools
+import itertools
 import json
 import math
 import re
@@ -128,29 +129,55 @@ class Run:
         return {True: "deterministic", False: "stochastic"}.get(self.config.get("args", {}).get("eval_deterministic"))
 
 
-def read_csv(path):
-    """The rows of a CSV file as dicts of strings. Raises UsageError if it cannot be read."""
-    try:
-        with open(path, newline="") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} must be a CSV file that can be read: {error}") from error
+@functools.cache
+def say_damaged(text):
+    """Says on stderr, once, what is left out because it is damaged."""
+    print(f"left out, damaged: {text}", file=sys.stderr)
+
+
+def read_csv(path, columns):
+    """The rows of a CSV file as tuples, without those that are damaged. columns: {name: function of a cell's text}."""
+    with open(path, errors="replace") as file:
+        names, *lines = [*csv.reader([file.readline()]), *file]
+    if not columns.keys() <= set(names):
+        say_damaged(f"{path}, line 1: it must have the columns {', '.join(columns)}")
+        return []
+    rows, errors = [], []
+    for number, line in enumerate(lines, start=2):
+        try:
+            (cells,) = csv.reader([line])
+            if len(cells) != len(names) or not line.endswith(("\n", '"')):  # a cut number looks like a whole one
+                raise ValueError("it is cut off, or has other cells than line 1")
+            cells = dict(zip(names, cells, strict=True))
+            rows.append(tuple(convert(cells[name]) for name, convert in columns.items()))
+        except (csv.Error, ValueError) as error:
+            errors.append(f"{path}, line {number}: {error}")
+    if errors:
+        say_damaged(errors[0] + f", and {len(errors) - 1} more lines" * (len(errors) > 1))
+    return rows
+
+
+def number_if_any(cell):
+    """The number in a cell, NaN if it is empty."""
+    return float(cell or "nan")
 
 
 def load_run(folder):
-    """The Run in a folder. Raises UsageError if config.json or the table is damaged."""
+    """The Run in a folder, None if its config.json is damaged."""
     has_evaluations = (folder / "evaluations.csv").exists()
     table = folder / ("evaluations.csv" if has_evaluations else "returns.csv")
     try:
         config = json.loads((folder / "config.json").read_text())
         args = config["args"]
         env = args["env_id"] if has_evaluations else args["task"]
-        rows = {float(row["step"]): (float(row["seconds"]), float(row["mean"])) for row in read_csv(table)}
         named = re.fullmatch(r"(.+)_seed_(\d+)", folder.resolve().name)
         system, seed = (named[1], int(named[2])) if named else (args["exp_name"], args["seed"])
         mean_of = f"{args['eval_episodes']} episodes" if has_evaluations else "last 100 training episodes"
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"--runs: {table} and config.json must be as the scripts write them: {error!r}") from error
+        say_damaged(f"{folder}/config.json: {error!r}")
+        return None
+    rows = read_csv(table, dict.fromkeys(("step", "seconds", "mean"), float))
+    rows = {step: (seconds, mean) for step, seconds, mean in rows}
     # a parallel task has no mean (NaN) until its first episodes end
     points = np.array([(step, *row) for step, row in sorted(rows.items()) if math.isfinite(row[1])]).reshape(-1, 3)
     unit = ENV_STEPS if has_evaluations else VECTOR_STEPS
@@ -163,9 +190,13 @@ def load_wandb_csv(path, key):
     Twins of each column that W&B adds, `...__MIN` and `...__MAX`, are left. `Step` is W&B's own count, for runs that it
     reads from TensorBoard that of the logged points: a unit of its own, which compares with no other.
     """
-    rows = read_csv(path)
-    axis = next((name for name in ("global_step", "Step") if rows and name in rows[0]), None)
-    names = [column.removesuffix(f" - {key}") for column in (rows or [{}])[0] if column.endswith(f" - {key}")]
+    try:
+        with open(path, errors="replace") as file:
+            (columns,) = csv.reader([file.readline()])
+    except OSError as error:
+        raise UsageError(f"--wandb-csv {path} must be a CSV file that can be read: {error}") from error
+    axis = next((name for name in ("global_step", "Step") if name in columns), None)
+    names = [column.removesuffix(f" - {key}") for column in columns if column.endswith(f" - {key}")]
     if axis is None or not names:
         raise UsageError(f"--wandb-csv {path} must have a column global_step or Step and columns 'RUN_NAME - {key}'")
     runs = []
@@ -175,11 +206,8 @@ def load_wandb_csv(path, key):
             raise UsageError(f"--wandb-csv {path}: runs must be named ENV__EXP_NAME__SEED__TIME, one is named {name}")
         env = parts[1].rpartition(":")[2]
         unit = ENV_STEPS if re.search(r"-v\d+$", env) else VECTOR_STEPS  # tasks have no version
-        cells = [(row[axis], row[f"{name} - {key}"]) for row in rows]
-        try:
-            values = {float(step): float(value) for step, value in cells if value not in ("", "NaN")}
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"--wandb-csv {path}: the columns of {name} must be numbers: {error}") from error
+        rows = read_csv(path, {axis: float, f"{name} - {key}": number_if_any})
+        values = {step: value for step, value in rows if not math.isnan(value)}
         steps, values = np.array(sorted(values.items())).reshape(-1, 2).T
         unit = unit if axis == "global_step" else WANDB_STEPS
         where = Path(f"{path}: {name}")
@@ -193,17 +221,26 @@ def read_scalars(folder):
     if any(folder.glob("events.out.tfevents.*")):
         # imported here: it takes seconds, and returns are drawn without it
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from tensorboard.compat.tensorflow_stub import errors, pywrap_tensorflow
 
+        # the accumulator leaves a file at its first damaged record and does not say so
+        for path in folder.glob("events.out.tfevents.*"):
+            reader = pywrap_tensorflow.PyRecordReader_New(str(path))
+            for record in itertools.count(1):
+                try:
+                    reader.GetNext()
+                except errors.OutOfRangeError:
+                    break
+                except errors.DataLossError as error:
+                    say_damaged(f"{path}, from record {record} on: {error.message}")
+                    break
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0: all points, not a random sample
         events.Reload()
         return {key: [(e.step, e.value) for e in events.Scalars(key)] for key in events.Tags()["scalars"]}
     scalars = defaultdict(list)
     if (folder / "scalars.csv").exists():
-        try:
-            for row in read_csv(folder / "scalars.csv"):
-                scalars[row["key"]].append((float(row["step"]), float(row["value"])))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"--runs: {folder}/scalars.csv must have numbers in step,key,value: {error!r}") from error
+        for key, *point in read_csv(folder / "scalars.csv", {"key": str, "step": float, "value": float}):
+            scalars[key].append(tuple(point))
     return scalars
 
 
@@ -253,7 +290,7 @@ def load_runs(args, key=RETURN, every=None):
         if not found:
             raise UsageError(f"--runs {root} must contain a config.json beside an evaluations.csv or returns.csv")
         folders |= {folder.resolve(): folder for folder in found}  # folders that overlap are no second run
-    runs += [load_run(folder) for folder in folders.values()]
+    runs += [run for folder in folders.values() if (run := load_run(folder))]
     runs += [run for path in args.wandb_csv for run in load_wandb_csv(path, key)]
     runs.sort(key=lambda run: (run.env, run.system, run.seed))
     for flag, names, field in (("--systems", args.systems, "system"), ("--env-ids", args.env_ids, "env")):
@@ -336,11 +373,11 @@ def paper_curves():
     """{(env, algorithm): (steps (T,), returns (T,))}, without the points that were not read off the picture."""
     points = defaultdict(list)
     for path in sorted(PAPER.glob("*.csv")):
-        for row in read_csv(path):
-            name, step = (row["env"], row["algorithm"]), float(row["step"])
-            first, last = MISREAD.get(name, (math.inf, 0))
-            if row["return"] and not first <= step <= last:
-                points[name].append((step, float(row["return"])))
+        columns = {"env": str, "algorithm": str, "step": float, "return": number_if_any}
+        for *name, step, mean in read_csv(path, columns):
+            first, last = MISREAD.get(tuple(name), (math.inf, 0))
+            if not math.isnan(mean) and not first <= step <= last:
+                points[tuple(name)].append((step, mean))
     return {name: tuple(np.array(sorted(curve)).T) for name, curve in points.items()}
 
 

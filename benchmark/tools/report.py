@@ -150,7 +150,11 @@ def time_row(env, system, runs):
 def origin(run):
     """(commit, hardware, versions) of a run, from its config.json and the job.json beside it or above runs/."""
     places = [run.path / "job.json", run.path.parent.parent / "job.json"]
-    job = next((json.loads(path.read_text()) for path in places if path.exists()), {})
+    path, job = next(filter(Path.exists, places), None), {}
+    try:
+        job = dict(json.loads(path.read_text())) if path else {}
+    except (TypeError, ValueError) as error:
+        plot.say_damaged(f"{path}: {error}")
     hardware = job.get("hardware") or {}
     gpus = ", ".join(hardware.get("gpus", [])) or "no GPU"
     versions = ", ".join(f"{name} {version}" for name, version in run.config.get("versions", {}).items())

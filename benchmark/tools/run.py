@@ -21,6 +21,7 @@ import argparse
 import ctypes
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -37,6 +38,9 @@ from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SET_FOR_EACH_JOB = ("--env-id", "--task", "--seed", "--resume", "--evaluate")
+# What counts for a damaged job.json: its job has not finished, so a checkpoint resumes and nothing is taken for done.
+DAMAGED = {"command": "unknown", "commit": "unknown", "started": "unknown"}
+DAMAGED |= {"attempts": 0, "seconds": 0.0, "returncode": 1}
 
 
 class UsageError(ValueError):
@@ -68,13 +72,20 @@ class Job:
     folder: Path  # where it works
     tokens: tuple[str, ...]  # the command line, files with their whole path
     command: str  # the same as one would type it in the repository: what job.json records
+    variables: dict  # of its environment, those that the command begins with and PYTHONPATH
     threads: int
     commit: str
 
     def record(self):
-        """The content of job.json, {} if there is none."""
+        """What job.json says, {} if there is none."""
         path = self.folder / "job.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        if not path.exists():
+            return {}
+        try:
+            record = json.loads(path.read_text())
+            return {name: record[name] for name in DAMAGED}
+        except (OSError, ValueError, TypeError, KeyError):
+            return DAMAGED
 
     def write_record(self, record):
         """Writes job.json, whole or as it was."""
@@ -117,6 +128,10 @@ def make_jobs(args):
             tokens = shlex.split(line)
         except ValueError as error:
             raise UsageError(f"--command must be a command line ({error}), got: {line}") from error
+        variables = {}
+        while tokens and re.match(r"\w+=", tokens[0]):
+            name, value = tokens.pop(0).split("=", 1)
+            variables[name] = value
         script = next((token for token in tokens if token.endswith(".py") and os.path.isfile(token)), None)
         if script is None:
             raise UsageError(f"--command must name a script NAME.py that exists here, got: {line}")
@@ -127,18 +142,32 @@ def make_jobs(args):
         exp_name = flags.pop("exp_name") or Path(script).stem
         if any(value is not None for value in flags.values()):
             raise UsageError(f"--command must not have {', '.join(SET_FOR_EACH_JOB)}: jobs get their own, got: {line}")
-        files = {token: Path(os.path.abspath(token)) for token in tokens if os.path.isfile(token)}
-        typed = {token: path.relative_to(REPOSITORY) for token, path in files.items() if REPOSITORY in path.parents}
+        files, typed = {}, {}
+        for token in tokens:
+            value = token.partition("=")[2] or token  # --flag=FILE
+            if os.path.isfile(value):
+                path, flag = Path(os.path.abspath(value)), token.removesuffix(value)
+                files[token] = f"{flag}{path}"
+                typed[token] = f"{flag}{path.relative_to(REPOSITORY)}" if REPOSITORY in path.parents else token
+        if tokens[0] != "python":  # that of this process
+            program = shutil.which(files.get(tokens[0], tokens[0]))
+            if program is None:
+                raise UsageError(f"--command must begin with a program that can be run here, got: {line}")
+            files[tokens[0]] = os.path.abspath(program)
+        typed_variables = "".join(f"{name}={shlex.quote(value)} " for name, value in variables.items())
+        # a job works in another folder, where relative paths and modules of this folder would not be found
+        python_path = variables.get("PYTHONPATH", os.environ.get("PYTHONPATH", "")).split(os.pathsep)
+        variables["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, [*python_path, ""]))
         for env_id in args.env_ids:
             for seed in range(args.start_seed, args.start_seed + args.num_seeds):
                 name = f"{env_id.rpartition(':')[2]}/{exp_name}/seed_{seed}"
                 if name in jobs:
                     raise UsageError(f"--command: two jobs must not share {name}: give each its own --exp-name")
                 added = f"--{args.env_flag}", env_id, "--seed", str(seed)
-                command = shlex.join([*(str(typed.get(token, token)) for token in tokens), *added])
-                whole = (*(str(files.get(token, token)) for token in tokens), *added)
-                folder = Path(args.output, name).absolute()
-                jobs[name] = Job(name, folder, whole, command, args.threads_per_worker, commit or "unknown")
+                command = typed_variables + shlex.join([*(typed.get(token, token) for token in tokens), *added])
+                whole = (*(files.get(token, token) for token in tokens), *added)
+                folder, threads = Path(args.output, name).absolute(), args.threads_per_worker
+                jobs[name] = Job(name, folder, whole, command, variables, threads, commit or "unknown")
     if args.only_job is not None and not 0 <= args.only_job < len(jobs):
         raise UsageError(f"--only-job must be from 0 to {len(jobs) - 1}, got {args.only_job}")
     return list(jobs.values()) if args.only_job is None else [list(jobs.values())[args.only_job]]
@@ -197,7 +226,7 @@ def run_job(job):
         say(" ".join([f"{job.name}: {step}", *flags[1:]]))
         program = sys.executable if job.tokens[0] == "python" else job.tokens[0]
         threads = {f"{library}_NUM_THREADS": str(job.threads) for library in ("OMP", "MKL", "OPENBLAS")}
-        settings = {"cwd": job.folder, "env": os.environ | threads, "preexec_fn": die_with_parent}
+        settings = {"cwd": job.folder, "env": os.environ | threads | job.variables, "preexec_fn": die_with_parent}
         settings |= {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
         start = time.time()
         with open(log, "a") as stdout:
@@ -278,7 +307,8 @@ def main():
         if as_array and args.slurm_submit and not args.dry_run and not shutil.which("sbatch"):
             raise UsageError("--slurm-template-path needs sbatch here; --no-slurm-submit only writes the script")
         for job, step in zip(jobs, steps, strict=True):
-            print(f"{step:<6}  {job.name}" + (f"  {job.command}" if args.dry_run else ""))
+            damaged = "  (its job.json is damaged)" if job.record() is DAMAGED else ""
+            print(f"{step:<6}  {job.name}{damaged}" + (f"  {job.command}" if args.dry_run else ""))
         counts = [f"{steps.count(step)} to {step}" for step in ("run", "resume", "skip")]
         say(f"{len(jobs)} jobs in {args.output}: {', '.join(counts)}")
         if args.dry_run:
