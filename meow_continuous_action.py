@@ -15,9 +15,8 @@ g(a|s) = z has non-linear layers S_n (tanh and couplings) and one linear layer S
 (The code counts p_z's constant, alpha * A/2 * log(2 pi), in V: Q and V move together, the policy stays.)
 
 Expected (paper, mean return of 10 greedy episodes): Hopper-v4 1,390 at 150k steps, 3,490 at 1.5M; Humanoid-v4 5,620 at
-1.25M, 6,810 at 5M. A run writes TensorBoard logs, config.json, evaluations.csv, models and a checkpoint to runs/NAME.
-The file from top to bottom: the settings (Tables A1 and A3); the flow (Eq. 8, Fig. A6); replay buffer, Adam and the
-update (Eq. 9, Algorithm 1); the evaluation; `train`, the loop. What follows under "Plumbing" is not about MEow.
+1.25M, 6,810 at 5M. In this order: settings (Tables A1, A3); flow (Eq. 8, Fig. A6); replay buffer, Adam, update (Eq. 9,
+Algorithm 1); evaluation; `train`, the loop. What follows under "Plumbing" is not about MEow.
 """
 
 import contextlib
@@ -63,7 +62,7 @@ PAPER_SETTINGS = {
 
 @dataclass
 class Args:
-    env_id: str = "Hopper-v4"  # the environment id of the task; MODULE:ID imports MODULE first
+    env_id: str = "Hopper-v4"  # the environment id of the task; PACKAGE:ID or MY_MODULE:ID imports that first
     seed: int = 1  # seed of the experiment (the paper's curves: 5 seeds)
     total_timesteps: int | None = None  # environment steps (Fig. 3; None: the paper's for --env-id)
     exp_name: str = os.path.basename(__file__)[: -len(".py")]  # the name of this experiment
@@ -76,6 +75,7 @@ class Args:
     # Evaluation (the paper's protocol) and checkpoints
     eval_frequency: int = 10_000  # steps between two evaluations; there is one at step 0 and one at the end too
     eval_episodes: int = 10  # episodes of an evaluation, reset with seeds 0, 1, 2, ...
+    eval_max_steps: int = 10_000  # an evaluation episode is cut there, for environments without a time limit
     eval_deterministic: bool = True  # act by the forward pass of z = 0 (Sec. 3.3), or else sample the policy (Fig. 7)
     checkpoint_frequency: int | None = None  # steps between two checkpoints (None: --eval-frequency)
     # The algorithm. None: the paper's for --env-id (Table A3 and the authors' launch settings)
@@ -99,8 +99,7 @@ class Args:
 
     def __post_init__(self):
         settings = SHARED_SETTINGS | PAPER_SETTINGS.get(paper_row(self.env_id), {})
-        settings["checkpoint_frequency"] = self.eval_frequency
-        for name, value in settings.items():
+        for name, value in {**settings, "checkpoint_frequency": self.eval_frequency}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
@@ -137,10 +136,7 @@ class MLP(nn.Sequential):
     def __init__(self, in_dim, hidden, out_dim, init_weight, layer_norm=False):
         layers = []
         for fan_in in (in_dim, hidden):
-            layers.append(Linear(fan_in, hidden))
-            if layer_norm:
-                layers.append(nn.LayerNorm(hidden))
-            layers.append(Swish(hidden))
+            layers += [Linear(fan_in, hidden), *([nn.LayerNorm(hidden)] if layer_norm else []), Swish(hidden)]
         super().__init__(*layers, Linear(hidden, out_dim))
         for layer in self:
             if isinstance(layer, nn.Linear):
@@ -381,6 +377,7 @@ def evaluate(policy, envs, deterministic=True):
     torch.manual_seed(0)
     returns, running = np.zeros(len(envs)), np.arange(len(envs))
     obs = np.stack([env.reset(seed=seed)[0] for seed, env in enumerate(envs)])
+    progress = tqdm(desc="steps of the evaluation", delay=5, leave=False)
     while len(running) > 0:
         with torch.no_grad():
             actions = policy.act(torch.from_numpy(obs[running]).to(device), deterministic).cpu().numpy()
@@ -390,6 +387,8 @@ def evaluate(policy, envs, deterministic=True):
             returns[i] += reward
             done[k] = terminated or truncated
         running = running[~done]
+        progress.update()
+    progress.close()
     set_random_streams(streams)
     return returns
 
@@ -403,16 +402,14 @@ def train(args):
     columns = ["mean", "std", *(f"return_{i}" for i in range(args.eval_episodes))]
     with Run(args, args.env_id, "evaluations.csv", columns, args.total_timesteps, rb) as run:
         run.say(f"{run.dir}: {paper_row(args.env_id) or 'shared'} settings, flags win\n{args}")
-        # TRY NOT TO MODIFY: seeding
-        for seed in (random.seed, np.random.seed, torch.manual_seed):
+        for seed in (random.seed, np.random.seed, torch.manual_seed):  # TRY NOT TO MODIFY: seeding
             seed(args.seed)
         env = make_env(args.env_id, f"videos/{run.dir.name}-{run.first_step}" if args.capture_video else None)
-        eval_envs = [make_env(args.env_id) for _ in range(args.eval_episodes)]
+        eval_envs = [make_env(args.env_id, max_steps=args.eval_max_steps) for _ in range(args.eval_episodes)]
         names = ("alpha", "sigma_min", "sigma_max", "coupling", "num_shifts")
         network = {"obs_dim": obs_dim, "act_dim": act_dim, **{name: getattr(args, name) for name in names}}
         policy, target = (FlowPolicy(**network).to(device) for _ in range(2))
-        target.load_state_dict(policy.state_dict())
-        target.requires_grad_(False)
+        target.requires_grad_(False).load_state_dict(policy.state_dict())
         optimizer = Adam(policy.vector, args.learning_rate)
         compiled = args.compile and device.type == "cpu" and args.total_timesteps >= 20_000  # shorter: not worth it
         learn = CompiledStep(learn_and_act, policy, target, compiled)
@@ -420,10 +417,8 @@ def train(args):
         def draw_learn_and_act(obs):
             """All of a learning step except the environment: obs (1, S) -> the batch, Q, [u, loss, gradient norm]."""
             data, dropout = rb.sample(args.batch_size), policy.dropout_masks(args.batch_size)
-            z = torch.randn(1, act_dim, device=device)
-            u, loss, q, grad_norm = learn.run(
-                optimizer, data, args.gamma, args.tau, args.max_grad_norm, dropout, obs, z
-            )
+            rates, z = (args.gamma, args.tau, args.max_grad_norm), torch.randn(1, act_dim, device=device)
+            u, loss, q, grad_norm = learn.run(optimizer, data, *rates, dropout, obs, z)
             return data, q, torch.cat([u[0], torch.stack([loss, grad_norm])])  # one transfer from a GPU
 
         if device.type == "cuda" and args.cuda_graph:
@@ -449,16 +444,14 @@ def train(args):
         else:
             evaluate_and_save(0)
         if obs is None:
-            env.unwrapped.reset(seed=(args.seed + run.first_step) % 2**32)  # seeds the stream of all episodes
-            env.steps = rb.added
-            (obs, _), u = env.reset(), None
+            env.steps, u = rb.added, None
+            obs, _ = env.reset(seed=(args.seed + run.first_step) % 2**32)  # seeds the stream of all episodes
         for global_step in range(run.first_step + 1, args.total_timesteps + 1):
             # Algorithm 1: act. The first actions are uniform, the later ones come with the update before them
             if global_step <= args.learning_starts:
                 u = policy.pre_tanh(2 * torch.rand(act_dim) - 1).numpy()
             elif u is None:
-                with torch.no_grad():
-                    u = policy.draw(torch.from_numpy(obs[None]).to(device))[0].cpu().numpy()
+                u = policy.draw(torch.from_numpy(obs[None]).to(device))[0].detach().cpu().numpy()
             next_obs, reward, terminated, truncated, info = env.step(np.tanh(u))
 
             # Algorithm 1: store (s, a, r, s'), the action before tanh
@@ -473,8 +466,7 @@ def train(args):
                 data, q, numbers = draw_learn_and_act(torch.from_numpy(obs[None]).to(device))
                 u, (loss, grad_norm) = np.split(numbers.cpu().numpy(), [act_dim])
                 if not np.isfinite(loss + grad_norm):
-                    advice = "a smaller --learning-rate or a larger --alpha may help"
-                    raise FloatingPointError(f"loss or gradient not finite at step {global_step:,}: {advice}")
+                    raise FloatingPointError(f"loss not finite at step {global_step:,}: lower --learning-rate")
                 if global_step % 100 == 0:
                     scalars = {f"losses/qf{k + 1}_values": q_k for k, q_k in enumerate(q.mean(dim=0))}
                     scalars |= {"losses/qf_loss": loss, "losses/grad_norm": grad_norm}
@@ -494,7 +486,7 @@ def train(args):
 
 
 # ---- Plumbing: nothing below is about MEow ---------------------------------------------------------------------------
-VERSIONED = {"gymnasium", "mujoco", "numpy", "torch"}  # modules that decide a run's numbers
+VERSIONED = {"gymnasium", "jax", "mujoco", "numpy", "torch"}  # modules that decide a run's numbers
 
 
 class UsageError(ValueError):
@@ -507,28 +499,33 @@ def paper_row(env_id):
     return row if row in PAPER_SETTINGS else None
 
 
+RULES = """0 <= --learning-starts < --total-timesteps; 1 <= --batch-size <= --buffer-size; 1 <= --eval-frequency
+    1 <= --eval-episodes; 1 <= --eval-max-steps; 1 <= --checkpoint-frequency; 1 <= --torch-threads; 0 <= --seed < 2**32
+    0 < --learning-rate < inf; 0 < --max-grad-norm < inf; 0 < --alpha < inf; 0 < --tau <= 1; 0 <= --gamma <= 1
+    -inf < --sigma-min < --sigma-max < inf; None in (--resume, --evaluate)"""
+
+
 def check_args(args):
-    """Raises UsageError for settings that no run can have."""
-    for allowed, rule in [
-        (0 <= args.learning_starts < args.total_timesteps, "--learning-starts must be >= 0 and < --total-timesteps"),
-        (1 <= args.batch_size <= args.buffer_size, "--batch-size must be >= 1 and <= --buffer-size"),
-        (min(args.eval_frequency, args.eval_episodes) >= 1, "--eval-frequency and --eval-episodes must be >= 1"),
-        (
-            min(args.checkpoint_frequency, args.torch_threads) >= 1,
-            "--checkpoint-frequency, --torch-threads must be >= 1",
-        ),
-        (0 <= args.seed < 2**32, "--seed must be >= 0 and < 2**32"),
-        (0 < args.learning_rate < math.inf, "--learning-rate must be > 0 and finite"),
-        (0 < args.max_grad_norm < math.inf, "--max-grad-norm must be > 0 and finite"),
-        (0 < args.alpha < math.inf, "--alpha must be > 0 and finite"),
-        (0 < args.tau <= 1, "--tau must be > 0 and <= 1"),
-        (0 <= args.gamma <= 1, "--gamma must be >= 0 and <= 1"),
-        (-math.inf < args.sigma_min < args.sigma_max < math.inf, "--sigma-min must be < --sigma-max, both finite"),
-        (None in (args.resume, args.evaluate), "--resume and --evaluate must not be given together"),
-    ]:
-        if not allowed:
-            given = [f"--{name} {getattr(args, name.replace('-', '_'))}" for name in re.findall(r"--([\w-]+)", rule)]
-            raise UsageError(f"{rule}, got {' '.join(given)}")
+    """Raises UsageError for settings that break a rule."""
+    for rule in re.split("[;\n] *", RULES):
+        values = re.sub("--([a-z-]+)", lambda flag: repr(getattr(args, flag[1].replace("-", "_"))), rule)
+        if not eval(values, {"inf": math.inf, "nan": math.nan}):
+            raise UsageError(f"{rule} must hold, not {values}")
+
+
+def check_memory(flag, transitions, width, device):
+    """Raises UsageError if a replay buffer does not fit into the GPU, or the machine, the cgroup and `ulimit -v`."""
+    free = [torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available]
+    if device.type == "cpu" and sys.platform == "linux":
+        limit, used = psutil.Process().rlimit(psutil.RLIMIT_AS)[0], psutil.Process().memory_info()
+        free += [limit - used.vms] * (limit != psutil.RLIM_INFINITY)
+        for controller, group in re.findall("[0-9]:(memory|):/(.*)", Path("/proc/self/cgroup").read_text()):
+            for folder in Path("/sys/fs/cgroup", controller, group, "_").parents:
+                for file in (*folder.glob("memory.max"), *folder.glob("memory.limit_in_bytes")):  # cgroup v2, v1
+                    free += [int(size) - used.rss for size in file.read_text().split() if size != "max"]
+    needed, free = 4e-9 * transitions * width, 1e-9 * min(free)
+    if needed > free:
+        raise UsageError(f"{flag} must fit in memory: it needs {needed:,.1f} GB, {free:,.1f} are free")
 
 
 def check_env(args, device):
@@ -537,40 +534,44 @@ def check_env(args, device):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default renderer needs a display
     try:
         env = make_env(args.env_id, "" if args.capture_video else None)
-        env.reset(seed=args.seed)
-        env.step(env.action_space.high)
+        rounds = [[env.reset(seed=args.seed)[0], env.step(env.action_space.high)[0], env.reset()[0]] for _ in range(3)]
         if args.capture_video:
-            env.render()
+            if env.render() is None:
+                raise TypeError("it renders no pictures")
             os.makedirs("videos", exist_ok=True)
+        env.close()
     except Exception as error:  # every environment fails in its own way
-        hint = " (--capture-video of MuJoCo without a display: set MUJOCO_GL=egl or osmesa)" * args.capture_video
-        raise UsageError(f"--env-id {args.env_id} must work here: {type(error).__name__}: {error}{hint}") from error
+        hint = "PACKAGE:ID imports PACKAGE first, or your MY_MODULE.py, with kwargs or wrappers (FlattenObservation)"
+        flags = f"--env-id {args.env_id}" + " --capture-video" * args.capture_video
+        raise UsageError(f"{flags} must work here: {type(error).__name__}: {error}; {hint}") from error
+    if np.ptp(rounds, axis=0).any():  # in three rounds, for BipedalWalker-v3 differs in the third
+        print(f"{args.env_id} does not repeat after reset(seed=...): evaluations differ by more than the policy")
+    if (gym.spec(env.unwrapped.spec.id).max_episode_steps or math.inf) > args.eval_max_steps:
+        print(f"{args.env_id} registers no time limit: evaluations are cut at --eval-max-steps {args.eval_max_steps}")
     if mujoco.__version__ != "3.4.0":  # the newest whose contacts are those of the paper's 2.3.7; 3.5.0 changed them
         print(f"mujoco {mujoco.__version__} is not 3.4.0: returns do not compare with the paper's", flush=True)
     obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]
-    needed = 4e-9 * args.buffer_size * (2 * obs_dim + act_dim + 2)
-    free = 1e-9 * (torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available)
-    if needed > free:
-        raise UsageError(f"--buffer-size must fit in memory: it needs {needed:,.1f} GB, {free:,.1f} are free")
+    check_memory("--buffer-size", args.buffer_size, 2 * obs_dim + act_dim + 2, device)
     return obs_dim, act_dim
 
 
 class Episodes(gym.Wrapper):
     """Float32 copies of observations, returns of episodes, and how the last two episodes began, for `replay`: begun is
-    [(steps before the episode, global random streams and the environment's just before its reset), ...]."""
+    [(steps before the episode, global random streams and the environment's just before its reset, seed), ...]."""
 
     steps, begun, total = 0, [], 0.0
 
-    def reset(self, **kwargs):
+    def reset(self, *, seed=None, options=None):
         bits = getattr(self.unwrapped.np_random, "bit_generator", None)
         stream = bits.state if isinstance(bits, np.random.PCG64) else None  # others' states are not plain data
-        self.begun, self.total = [*self.begun[-1:], (self.steps, random_streams(), stream)], 0.0
-        obs, info = self.env.reset(**kwargs)
-        return np.array(obs, dtype=np.float32), info
+        self.begun, self.total = [*self.begun[-1:], (self.steps, random_streams(), stream, seed)], 0.0
+        obs, info = self.env.reset(seed=seed, options=options)
+        return np.array(obs, dtype=np.float32).reshape(self.observation_space.shape), info
 
     def step(self, action):
         obs, reward, terminated, truncated, info = self.env.step(action)
-        obs, reward = np.array(obs, dtype=np.float32), np.asarray(reward).item()
+        obs = np.array(obs, dtype=np.float32).reshape(self.observation_space.shape)
+        reward, terminated, truncated = (np.asarray(x).item() for x in (reward, terminated, truncated))
         if not (np.isfinite(obs).all() and np.isfinite(np.float32(reward))):
             raise FloatingPointError("an observation or reward of the environment is not finite in float32")
         self.steps, self.total = self.steps + 1, self.total + reward
@@ -580,16 +581,15 @@ class Episodes(gym.Wrapper):
         return obs, reward, terminated, truncated, info
 
 
-def make_env(env_id, video_folder=None):
+def make_env(env_id, video_folder=None, max_steps=sys.maxsize):
     """The environment in `Episodes`, with actions in [-1,1]^A, rescaled to its own bounds (Humanoid's are +-0.4) and
-    clipped, as rounding may leave them. video_folder "" renders, None does not. Raises TypeError for unfit spaces."""
+    clipped, as rounding may leave them. video_folder "" renders, None does not. TypeError for unfit spaces."""
     env = gym.make(env_id, **({} if video_folder is None else {"render_mode": "rgb_array"}))
     obs_space, space = env.observation_space, env.action_space
-    if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
-        raise TypeError(f"observations must be a 1-D Box, not {obs_space}")
-    is_vector = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and len(space.shape) == 1
-    if not (is_vector and space.is_bounded() and (space.low < space.high).all()):
-        raise TypeError(f"actions must be a bounded 1-D Box of floats, not {space}")
+    fits = all(isinstance(box, gym.spaces.Box) and len(box.shape) == 1 for box in (obs_space, space))
+    if not (fits and space.dtype.kind == "f" and space.is_bounded() and (space.low < space.high).all()):
+        raise TypeError(f"needs a 1-D Box of observations, a bounded 1-D Box of float actions; {obs_space}, {space}")
+    env = gym.wrappers.TimeLimit(env, max_steps)
     if video_folder:
         renderer = getattr(env.unwrapped, "mujoco_renderer", None)
         if renderer is not None:  # gymnasium 1.4 films where the body started; the model's camera follows it
@@ -605,16 +605,15 @@ def replay(env, rb, begun, to_action=np.tanh):
     begun = [episode for episode in begun if episode[0] >= rb.added - len(rb.rows)]
     if not begun:
         return None
-    env.steps, streams, stream = begun[0]
+    env.steps, streams, stream, seed = begun[0]
     set_random_streams(streams)
     if stream is not None:
         env.unwrapped.np_random.bit_generator.state = stream
-    obs, _ = env.reset()
+    obs, _ = env.reset(seed=seed)
     for row in rb.get_rows(env.steps, rb.added):
         data = Transitions(*row.split(rb.widths))
         next_obs, reward, terminated, truncated, _ = env.step(to_action(data.act.numpy()))
-        seen = np.concatenate([obs, next_obs, [reward]], dtype=np.float32)
-        if not np.array_equal(seen, torch.cat([data.obs, data.next_obs, data.reward]).numpy()):
+        if not np.array_equal([*obs, *next_obs, np.float32(reward)], torch.cat([data.obs, data.next_obs, data.reward])):
             return None
         obs = env.reset()[0] if terminated or truncated else next_obs
     return obs
@@ -628,8 +627,7 @@ def set_up_torch(args):
         # SPEED: up to -10%: glibc keeps freed memory: 2 page faults per step instead of 40 to 90
         for parameter, value in ((-1, 2**30), (-3, 2**25)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
             ctypes.CDLL(None).mallopt(parameter, value)
-    # SPEED: -16% of a step of Hopper-v4, -32% of Humanoid-v4's, on a Zen 5, whose AVX-512 units MKL leaves half idle:
-    # "medium" lets PyTorch take oneDNN for matrix products; where that would use bfloat16 (AMX), MKL stays
+    # SPEED: -16% (Hopper-v4), -32% (Humanoid-v4) on a Zen 5: "medium" allows oneDNN; not where it would be bfloat16
     torch.set_float32_matmul_precision("medium" if device.type == "cpu" else "highest")
     x = torch.linspace(-1, 1, 2**16).view(2**8, 2**8)
     if (x @ x - x.double() @ x.double()).abs().max() > 1e-3:
@@ -638,8 +636,7 @@ def set_up_torch(args):
 
 
 class CompiledStep(nn.Module):
-    """`run(...)` calls step(policy, target, ...). The first call compiles it for the CPU, if that works, and only for
-    the memory layout and the plain numbers of its inputs. SPEED: Hopper-v4 2.7 ms, eager 8.9 ms."""
+    """`run(...)` calls step(policy, target, ...), compiled for layout and plain numbers of the first inputs."""
 
     def __init__(self, step, policy, target, compiled=True):
         super().__init__()
@@ -667,15 +664,14 @@ class CompiledStep(nn.Module):
                 settings = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True, "options": options}
                 self.function = torch.compile(CompiledStep.on_vectors, **settings)
                 return self.function(self, *inputs)
-            except (RuntimeError, AttributeError, TypeError) as error:  # no compiler; the last two: an older PyTorch
+            except (RuntimeError, OSError, AttributeError, TypeError) as error:  # the last two: an older PyTorch
                 print("--compile: running eager, for compiling failed:", str(error).partition("\n")[0], flush=True)
                 self.function = CompiledStep.forward
         return self.function(self, *inputs)
 
 
 class CudaGraph:
-    """`step`, a function of obs (B, S), captured as one CUDA graph and replayed: one launch, not hundreds. The first
-    three calls run as they are, which warms up. SPEED: Hopper-v4 on an H100 564 steps/s, 68 without."""
+    """`step`, a function of obs (B, S), from the fourth call one CUDA graph. SPEED: 564 steps/s on an H100 for 68."""
 
     def __init__(self, step):
         self.step, self.calls, self.stream, self.graph = step, 0, torch.cuda.Stream(), torch.cuda.CUDAGraph()
@@ -736,7 +732,7 @@ class Run(contextlib.AbstractContextManager):
     what follows step and seconds in it. state: what --resume continues from. Raises UsageError."""
 
     def __init__(self, args, task, table, columns, total, rb):
-        name = f"{task}__{args.exp_name}__{args.seed}__{int(1e3 * time.time())}".replace("/", "-")
+        name = re.sub("[/:]", "-", f"{task}__{args.exp_name}__{args.seed}__{int(1e3 * time.time())}")
         self.args, self.rb, self.dir = args, rb, Path("runs", name) if args.resume is None else Path(args.resume)
         self.versions = {name: str(module.__version__) for name, module in sys.modules.items() if name in VERSIONED}
         self.state = {"step": 0, "seconds": 0.0, "best": -math.inf, "rows": [], "replay": [], "wandb_id": None}
@@ -744,22 +740,20 @@ class Run(contextlib.AbstractContextManager):
             self.load_checkpoint(total)
         self.first_step, self.start_time = self.state["step"], time.time() - self.state["seconds"]
         self.config = {"args": {**asdict(args), "resume": None}, "versions": self.versions, "resumed": self.first_step}
-        if args.track:
-            import wandb
-
-            names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.dir.name}
-            names.update(id=self.state["wandb_id"], resume="allow", config={**self.config["args"], **self.config})
-            try:
-                self.state["wandb_id"] = wandb.init(**names, sync_tensorboard=True, save_code=True).id
-            except Exception as error:  # no key, no network, bad WANDB_* variables: each its own class
-                raise UsageError(f"--track needs a W&B login, or WANDB_MODE=offline: {error}") from error
         try:
+            if args.track:
+                import wandb
+
+                names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.dir.name}
+                names.update(id=self.state["wandb_id"], resume="allow", config={**self.config["args"], **self.config})
+                self.state["wandb_id"] = wandb.init(**names, sync_tensorboard=True, save_code=True).id
             self.dir.mkdir(parents=True, exist_ok=args.resume is not None)
             self.lock = FileLock(self.dir / "lock")
             self.lock.acquire(timeout=0)
             (self.dir / "config.json").write_text(json.dumps(self.config, indent=2))
-        except OSError as error:
-            raise UsageError(f"the run's folder {self.dir} must be writable and in no other use: {error}") from error
+        except Exception as error:  # W&B without a key or network, bad WANDB_* variables: each its own class
+            what = "--track needs a W&B login or WANDB_MODE=offline, and" if args.track else ""
+            raise UsageError(f"{what} {self.dir} must be writable and in no other use: {error}".strip()) from error
         self.table, self.columns = self.dir / table, ["step", "seconds", *columns]
         self.writer = SummaryWriter(self.dir, purge_step=self.first_step + 1)  # readers drop what was logged later
         self.writer.add_text("hyperparameters", f"```\n{json.dumps(self.config, indent=2)}\n```", self.first_step)
@@ -797,8 +791,7 @@ class Run(contextlib.AbstractContextManager):
             self.state["best"] = float(score)
 
     def checkpoint(self, step, learned, **world):
-        """Writes all that --resume needs: a file of the transitions that are new, then checkpoint.pt. A kill or a full
-        disk at any moment leaves the checkpoint before it whole."""
+        """Writes what --resume needs, new transitions first. A kill or full disk leaves the one before it whole."""
         self.writer.flush()
         oldest, stop = max(0, self.rb.added - len(self.rb.rows)), self.rb.added
         replay = [(first, last) for first, last in self.state["replay"] if last > oldest]
@@ -808,10 +801,8 @@ class Run(contextlib.AbstractContextManager):
         self.state.update(step=step, config=self.config, seconds=time.time() - self.start_time, replay=replay, **world)
         self.state.update(random=random_streams(), learned={name: tensor.cpu() for name, tensor in learned.items()})
         save_file(self.dir / "checkpoint.pt", self.state)
-        needed = {f"replay_{first}_{stop}.pt" for first, stop in replay}
-        for path in self.dir.glob("replay_*"):
-            if path.name not in needed:
-                path.unlink()
+        for path in {*self.dir.glob("replay_*")} - {self.dir / f"replay_{first}_{stop}.pt" for first, stop in replay}:
+            path.unlink()
 
     def load_checkpoint(self, total):
         """Fills `state` and the replay buffer."""
@@ -866,15 +857,16 @@ def play(args):
     """Plays --eval-episodes episodes with the model of --evaluate. Prints and returns their returns."""
     check_args(args)
     policy, about = load_policy(args.evaluate)
-    check_unchanged(args, about["args"], "--evaluate", {*MAY_CHANGE, "eval_episodes", "eval_deterministic"})
-    check_env(replace(args, buffer_size=0), set_up_torch(replace(args, cuda=False)))
+    check_unchanged(args, about["args"], "--evaluate", {*MAY_CHANGE, *(k for k in about["args"] if k[:5] == "eval_")})
+    dims = check_env(replace(args, buffer_size=0), set_up_torch(replace(args, cuda=False)))
+    if dims != (known := (about["network"]["obs_dim"], about["network"]["act_dim"])):
+        raise UsageError(f"--env-id must have {known} observations and actions with --evaluate, not {dims}")
     print(f"{args.env_id} after {about['step']:,} steps with mujoco {about['versions']['mujoco']}", flush=True)
     video_folder = f"videos/{about['run']}-at-{about['step']}" if args.capture_video else None
-    envs = [make_env(args.env_id, None if i else video_folder) for i in range(args.eval_episodes)]
+    envs = [make_env(args.env_id, None if i else video_folder, args.eval_max_steps) for i in range(args.eval_episodes)]
     returns = evaluate(policy, envs, args.eval_deterministic)
     envs[0].close()  # writes the film
-    for seed, episodic_return in enumerate(returns):
-        print(f"episode {seed}: {episodic_return:.1f}")
+    print(*(f"episode {seed}: {episodic_return:.1f}" for seed, episodic_return in enumerate(returns)), sep="\n")
     numbers = ", ".join(f"{name} {getattr(returns, name)():.1f}" for name in ("mean", "std", "min", "max"))
     print(f"{len(returns)} {'deterministic' if args.eval_deterministic else 'stochastic'} episodes: {numbers}")
     return returns
@@ -882,17 +874,16 @@ def play(args):
 
 def main():
     """The command line. Returns the exit code: 0, 2 for bad input, 1 where a run had to stop, 130 after Ctrl-C."""
+    sys.path.append(os.getcwd())  # for a user's own modules
     warnings.filterwarnings("ignore", message=".*is out of date")  # that v4 is not v5 is the point here
     args = tyro.cli(Args)
     try:
         if args.resume is not None or args.evaluate is not None:
             args = tyro.cli(Args, default=stored_args(args))  # flags win over what that run had
         (play if args.evaluate else train)(args)
-    except (UsageError, FloatingPointError, OSError) as error:
+    except (UsageError, FloatingPointError, OSError, KeyboardInterrupt) as error:
         print(error, file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
-        return 130
+        return {UsageError: 2, KeyboardInterrupt: 130}.get(type(error), 1)
     return 0
 
 

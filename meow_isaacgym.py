@@ -5,17 +5,12 @@
     python meow_isaacgym.py --resume runs/NAME                      # continues an interrupted run
     python meow_isaacgym.py --evaluate runs/NAME                    # plays episodes with what was learnt
 
-The algorithm is that of meow_continuous_action.py, whose classes are repeated here word for word (Eq. 8, Eq. 9, LRS,
-SCDQ). N environments take one vector step together, with one update per vector step; all data stay on one device, with
-no host synchronisation in the loop. New are a running normaliser of the observations, a replay buffer that takes N
-transitions at once, and the care for a simulator that resets by itself, one step late. Where the paper's code stores
-something else, the default is the correct one and a switch gives the paper's: the last four of the algorithm's flags.
-
-Expected (paper, mean return of the last 100 training episodes after 1M vector steps, on the Omniverse port of these
-tasks, whose rewards and physics differ somewhat): Ant 7,990, Humanoid 4,650. Nothing here was run on Isaac Gym itself.
-
-The file in order: settings (Tables A1, A4); the flow (Eq. 8, Fig. A6); normaliser, replay buffer, statistics, Adam and
-update (Eq. 9, Algorithm 1); `train`, the loop. What follows under "Plumbing" is not about MEow.
+The algorithm is that of meow_continuous_action.py, whose classes are repeated here word for word. N environments take
+one vector step together, with one update per vector step, on one device and without host synchronisation. New are a
+normaliser, a replay buffer for N transitions at once, and the care for a simulator that resets by itself, one step
+late. Where the paper's code stores something else, a switch gives that: the last four of the algorithm's flags.
+Expected (paper, 1M vector steps, the Omniverse port): Ant 7,990, Humanoid 4,650; not run on Isaac Gym itself. In order:
+settings (Tables A1, A4); flow (Eq. 8, Fig. A6); normaliser, buffer, update (Eq. 9, Algorithm 1); `train`; "Plumbing".
 """
 
 import contextlib
@@ -68,7 +63,8 @@ PAPER_SETTINGS = {
 @dataclass
 class Args:
     task: str = "Ant"  # the task, by the simulator's name for it
-    make: str = "isaacgymenvs:make"  # MODULE:FUNCTION that makes the simulator; it takes what isaacgymenvs.make takes
+    make: str = "isaacgymenvs:make"  # MODULE:FUNCTION that makes the simulator: see `make_env` for what it must do
+    make_kwargs: str = "{}"  # more arguments for that function, as a JSON object
     seed: int = 1  # seed of the experiment (the paper's curves: 5 seeds)
     total_vector_steps: Optional[int] = None  # steps, each in all environments (Fig. 4; None: the paper's for --task)
     num_envs: Optional[int] = None  # parallel environments (None: the paper's for --task)
@@ -145,10 +141,7 @@ class MLP(nn.Sequential):
     def __init__(self, in_dim, hidden, out_dim, init_weight, layer_norm=False):
         layers = []
         for fan_in in (in_dim, hidden):
-            layers.append(Linear(fan_in, hidden))
-            if layer_norm:
-                layers.append(nn.LayerNorm(hidden))
-            layers.append(Swish(hidden))
+            layers += [Linear(fan_in, hidden), *([nn.LayerNorm(hidden)] if layer_norm else []), Swish(hidden)]
         super().__init__(*layers, Linear(hidden, out_dim))
         for layer in self:
             if isinstance(layer, nn.Linear):
@@ -334,13 +327,9 @@ class Agent(nn.Module):
         self.policy, self.normalizer = FlowPolicy(**network), RunningNormalizer(network["obs_dim"])
 
     @torch.no_grad()
-    def draw(self, obs, deterministic=False):
-        """u of an action a = tanh(u) at raw observations, see FlowPolicy.draw: (B, S) -> (B, A)."""
-        return self.policy.draw(self.normalizer(obs), deterministic)
-
     def act(self, obs, deterministic=False):
         """An action in [-1,1] at raw observations: (B, S) -> (B, A)."""
-        return torch.tanh(self.draw(obs, deterministic))
+        return self.policy.act(self.normalizer(obs), deterministic)
 
 
 # A batch, float32: (B, S), (B, S), (B, A; as stored: here before tanh), (B, 1), (B, 1)
@@ -352,8 +341,7 @@ class VectorReplayBuffer:
 
     def __init__(self, capacity, obs_dim, act_dim, device="cpu"):
         self.widths = (obs_dim, obs_dim, act_dim, 1, 1)
-        # on the CPU the memory is taken only as it fills; the last row takes what is not to be stored
-        self.rows_and_waste = torch.empty(capacity + 1, sum(self.widths), device=device)
+        self.rows_and_waste = torch.empty(capacity + 1, sum(self.widths), device=device)  # the last: not to be stored
         self.rows = self.rows_and_waste[:-1]
         self.count = torch.zeros((), dtype=torch.int64, device=device)  # transitions ever
 
@@ -403,8 +391,8 @@ class EpisodeStatistics:
         """Of the last 100 or fewer episodes: mean return, its std, mean length, and their number (synchronises)."""
         stop = int(self.episodes)
         returns, lengths = self.ring[torch.arange(max(0, stop - 100), stop) % (len(self.ring) - 1)].cpu().T
-        std = (returns - returns.mean()).square().mean().sqrt()
-        return returns.mean().item(), std.item(), lengths.mean().item(), len(returns)
+        variance = (returns - returns.mean()).square().mean()
+        return returns.mean().item(), variance.sqrt().item(), lengths.mean().item(), len(returns)
 
 
 class Adam:
@@ -446,11 +434,11 @@ def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout=N
 
 
 def train(args):
-    """Trains MEow as `args` says (the paper's Algorithm 1) and writes runs/NAME. Returns the agent and the Run. Raises
-    UsageError before any work for bad input, and FloatingPointError if the run diverges."""
+    """Algorithm 1. Returns the Agent and the Run. UsageError for bad input, FloatingPointError on divergence."""
     check_args(args)
     device = set_up_torch(args)
-    env, obs_dim, act_dim = make_env(args, args.num_envs, device, args.buffer_steps)
+    env, (obs, reward, done, _, in_episode) = make_env(args, args.num_envs, device, args.buffer_steps)
+    obs_dim, act_dim = obs.shape[1], env.action_space.shape[0]
     rb = VectorReplayBuffer(args.buffer_steps * args.num_envs, obs_dim, act_dim, device)
     with Run(args, args.task, "returns.csv", ["mean", "std", "episodes"], args.total_vector_steps, rb) as run:
         run.say(f"{run.dir}: settings of {paper_row(args.task) or 'no task of the paper'}, flags win\n{args}")
@@ -473,7 +461,7 @@ def train(args):
             dropout, rates = policy.dropout_masks(args.batch_size), (args.gamma, args.tau, args.max_grad_norm)
             loss, q, grad_norm = learn.run(optimizer, data, *rates, dropout)
             finite.logical_and_(torch.isfinite(loss + grad_norm))
-            return agent.draw(obs), data, q, loss, grad_norm
+            return policy.draw(normalizer(obs)).detach(), data, q, loss, grad_norm
 
         if device.type == "cuda" and args.cuda_graph:
             draw_learn_and_act = CudaGraph(draw_learn_and_act)
@@ -496,8 +484,7 @@ def train(args):
 
         learned = {name: getattr(optimizer, name) for name in ("exp_avg", "exp_avg_sq", "beta_powers")}
         learned.update(policy=policy.vector, target=target.vector, **vars(statistics), **normalizer.state_dict())
-        obs = env.reset()["obs"].clone()
-        done = torch.ones(args.num_envs, dtype=torch.bool, device=device)  # the first step resets all
+        statistics.add(reward, done, in_episode)
         u = results = None  # u: actions before tanh (N, A), where they came with the update before them
         restorable = hasattr(env, "get_state") and hasattr(env, "set_state")
         if run.first_step > 0:
@@ -515,12 +502,11 @@ def train(args):
             if step < args.random_steps:
                 u = policy.pre_tanh(2 * torch.rand(args.num_envs, act_dim, device=device) - 1)
             elif u is None:
-                u = agent.draw(obs)
+                u = policy.draw(normalizer(obs)).detach()
             resets = done
             next_obs, reward, done, timed_out, in_episode = step_simulator(env, torch.tanh(u), resets)
             finite.logical_and_(torch.isfinite(next_obs).all() & torch.isfinite(reward + u.sum(dim=1)).all())
             statistics.add(reward, done, in_episode)
-
             # Algorithm 1: store (s, a, r, s'), the action before tanh; where a simulator resets, s' does not follow s
             terminated = done if args.timeouts_terminate else done & ~timed_out  # a time limit does not cut
             stored_u = policy.pre_tanh(torch.tanh(u)) if args.clamp_actions else u
@@ -528,7 +514,6 @@ def train(args):
             if not args.normalize_samples:
                 normalizer.update(next_obs)
             obs, u = next_obs, None
-
             # Algorithm 1: one gradient step on Eq. 9, one step of the target, and the next actions
             if step >= args.learning_starts:
                 u, *results = draw_learn_and_act(obs)
@@ -536,19 +521,18 @@ def train(args):
             ends = step + 1 == args.total_vector_steps
             logs, saves = (ends or (step + 1) % n == 0 for n in (args.log_frequency, args.checkpoint_frequency))
             if (logs or saves) and not bool(finite):  # only here does the host wait for the device
-                advice = "a smaller --learning-rate or a larger --alpha may help"
-                raise FloatingPointError(f"a number is not finite before vector step {step + 1:,}: {advice}")
+                raise FloatingPointError(f"a number not finite before vector step {step + 1:,}: lower --learning-rate")
             if logs:
                 log_and_save(step + 1, results)
             if saves:
-                state = env.get_state() if restorable else None
-                run.checkpoint(step + 1, learned, env=state, between_steps=[obs, done, u])
+                world = {"env": env.get_state() if restorable else None, "between_steps": [obs, done, u]}
+                run.checkpoint(step + 1, learned, **world)
         run.say(f"finished: {run.dir} (look at it with `tensorboard --logdir runs`)")
     return agent, run
 
 
 # ---- Plumbing: nothing below is about MEow ---------------------------------------------------------------------------
-VERSIONED = {"gymnasium", "mujoco", "numpy", "torch"}  # modules that decide a run's numbers
+VERSIONED = {"gymnasium", "jax", "mujoco", "numpy", "torch"}  # modules that decide a run's numbers
 
 
 class UsageError(ValueError):
@@ -561,56 +545,83 @@ def paper_row(task):
     return row if row in PAPER_SETTINGS else None
 
 
+RULES = """1 <= --num-envs; 1 <= --batch-size; 1 <= --buffer-steps; 1 <= --log-frequency; 1 <= --checkpoint-frequency
+    1 <= --eval-episodes; 1 <= --torch-threads; 0 <= --seed < 2**32; 0 <= --random-steps <= --learning-starts
+    1 <= --learning-starts < --total-vector-steps; ':' in --make; 0 < --learning-rate < inf; 0 < --max-grad-norm < inf
+    0 < --alpha < inf; 0 < --tau <= 1; 0 <= --gamma <= 1; -inf < --sigma-min < --sigma-max < inf
+    None in (--resume, --evaluate)"""
+
+
 def check_args(args):
-    """Raises UsageError for settings that no run can have."""
-    counts = "num_envs batch_size buffer_steps log_frequency checkpoint_frequency eval_episodes torch_threads".split()
-    positive = ("learning_rate", "max_grad_norm", "alpha")
-    for allowed, rule in [
-        *((getattr(args, name) >= 1, f"--{name.replace('_', '-')} must be >= 1") for name in counts),
-        *((0 < getattr(args, name) < math.inf, f"--{name.replace('_', '-')} must be > 0, finite") for name in positive),
-        (0 <= args.random_steps <= args.learning_starts, "--random-steps must be >= 0 and <= --learning-starts"),
-        (1 <= args.learning_starts < args.total_vector_steps, "--learning-starts must be >= 1, < --total-vector-steps"),
-        (0 <= args.seed < 2**32, "--seed must be >= 0 and < 2**32"),
-        (0 < args.tau <= 1, "--tau must be > 0 and <= 1"),
-        (0 <= args.gamma <= 1, "--gamma must be >= 0 and <= 1"),
-        (-math.inf < args.sigma_min < args.sigma_max < math.inf, "--sigma-min must be < --sigma-max, both finite"),
-        (re.fullmatch(r"[A-Za-z_][\w.]*:\w+", args.make), "--make must be MODULE:FUNCTION"),
-        (None in (args.resume, args.evaluate), "--resume and --evaluate must not be given together"),
-    ]:
-        if not allowed:
-            given = [f"--{name} {getattr(args, name.replace('-', '_'))}" for name in re.findall(r"--([\w-]+)", rule)]
-            raise UsageError(f"{rule}, got {' '.join(given)}")
+    """Raises UsageError for settings that break a rule."""
+    for rule in re.split("[;\n] *", RULES):
+        values = re.sub("--([a-z-]+)", lambda flag: repr(getattr(args, flag[1].replace("-", "_"))), rule)
+        if not eval(values, {"inf": math.inf, "nan": math.nan}):
+            raise UsageError(f"{rule} must hold, not {values}")
+
+
+def check_memory(flag, transitions, width, device):
+    """Raises UsageError if a replay buffer does not fit into the GPU, or the machine, the cgroup and `ulimit -v`."""
+    free = [torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available]
+    if device.type == "cpu" and sys.platform == "linux":
+        limit, used = psutil.Process().rlimit(psutil.RLIMIT_AS)[0], psutil.Process().memory_info()
+        free += [limit - used.vms] * (limit != psutil.RLIM_INFINITY)
+        for controller, group in re.findall("[0-9]:(memory|):/(.*)", Path("/proc/self/cgroup").read_text()):
+            for folder in Path("/sys/fs/cgroup", controller, group, "_").parents:
+                for file in (*folder.glob("memory.max"), *folder.glob("memory.limit_in_bytes")):  # cgroup v2, v1
+                    free += [int(size) - used.rss for size in file.read_text().split() if size != "max"]
+    needed, free = 4e-9 * transitions * width, 1e-9 * min(free)
+    if needed > free:
+        raise UsageError(f"{flag} must fit in memory: it needs {needed:,.1f} GB, {free:,.1f} are free")
 
 
 def make_env(args, num_envs, device, buffer_steps=0):
-    """Seeds the global random streams, which isaacgymenvs.make does not, and makes the simulator that --make names.
-    Returns it, obs_dim and act_dim. Raises UsageError if that fails, or if a buffer of buffer_steps does not fit."""
+    """Seeds the global random streams, makes the simulator of --make, returns it and `step_simulator` of a first step.
+    make(seed, task, num_envs, sim_device, rl_device, graphics_device_id, headless, **--make-kwargs) gives an object:
+    observation_space, action_space of shapes (S,), (A,); actions will be float32 in [-1,1] on rl_device
+    reset() -> {"obs": (N, S)}; only with an attribute reset_is_real = True does it begin episodes, else the first step
+    step(actions (N, A)) -> {"obs": (N, S)}, reward (N,), done (N,), {"time_outs": (N,), ended by a time limit alone}
+        The obs where done is the last; the next step resets without acting and returns the new episode's first obs
+    get_state() -> tensors and plain data, set_state(state): optional, for an exact --resume. Else UsageError."""
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(args.seed)
     module, _, function = args.make.partition(":")
     devices = dict.fromkeys(("sim_device", "rl_device"), "cuda:0" if device.type == "cuda" else "cpu")
     try:  # headless, or it opens a viewer
-        make = getattr(importlib.import_module(module), function)
-        env = make(args.seed, args.task, num_envs, **devices, graphics_device_id=-1, headless=True)
+        make, kwargs = getattr(importlib.import_module(module), function), json.loads(args.make_kwargs)
+        env = make(args.seed, args.task, num_envs, **devices, graphics_device_id=-1, headless=True, **kwargs)
+        (obs_dim,), (act_dim,), space = env.observation_space.shape, env.action_space.shape, env.action_space
+        _, zeros = env.reset(), torch.zeros(num_envs, act_dim, device=device)
+        first = step_simulator(env, zeros, resets=zeros[:, 0] == 0)
+        if getattr(env, "reset_is_real", False):
+            first = (copied(env.reset(), num_envs, device), *(torch.zeros_like(x) for x in first[1:]))
+        low, high = np.float32(getattr(space, "low", -1)), np.float32(getattr(space, "high", 1))
+        if first[0].shape != (num_envs, obs_dim) or (low != -1).any() or (high != 1).any():
+            raise ValueError(f"its observations are {tuple(first[0].shape)} and actions in {space}, not [-1,1]")
     except (Exception, SystemExit) as error:  # every simulator fails in its own way, Isaac Gym by quit()
-        advice = "install Isaac Gym as the README says, or --make benchmark.simulators.mujoco:make --task AntMujoco"
-        advice = f" (isaacgym: {isaacgym_problem or 'imported'}; {advice})" * isinstance(error, ImportError)
-        raise UsageError(f"--make {args.make} must make --task {args.task} here: {error!r}{advice}") from error
-    obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]
-    needed = 4e-9 * buffer_steps * num_envs * (2 * obs_dim + act_dim + 2)
-    free = 1e-9 * (torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available)
-    if needed > free:
-        raise UsageError(f"--buffer-steps must fit in memory: it needs {needed:,.1f} GB, {free:,.1f} are free")
-    return env, obs_dim, act_dim
+        advice = "make_env says what it must return; for gymnasium: --make benchmark.simulators.gymnasium_vector:make"
+        if module == "isaacgymenvs":
+            advice = f"isaacgym: {isaacgym_problem or 'imported'}; without: --make benchmark.simulators.mujoco:make"
+        what = f"--make {args.make} --make-kwargs {args.make_kwargs} must make --task {args.task} here"
+        raise UsageError(f"{what}: {error!r} ({advice})") from error
+    check_memory("--buffer-steps", buffer_steps * num_envs, 2 * obs_dim + act_dim + 2, device)
+    return env, first
+
+
+def copied(x, num_envs, device):
+    """A float32 copy (N, ...), for a simulator reuses its memory, of a tensor, array, {"obs": x} or (x, info)."""
+    x = x[0] if isinstance(x, tuple) else x
+    x = x["obs"] if isinstance(x, dict) else x
+    return torch.as_tensor(x, dtype=torch.float32, device=device).clone().reshape(num_envs, -1)
 
 
 def step_simulator(env, actions, resets):
-    """A step of all environments; those in `resets` (N,), which were done, reset in it. Returns copies, for a simulator
-    reuses its memory: obs (N, S), reward, done, timed_out and in_episode (N,), which tells whose reward counts: where
-    the step that resets is the new episode's first (AllegroHand: progress is 1 after it) it does, elsewhere not."""
-    obs, reward, done, extras = env.step(actions)
-    progress = getattr(env, "progress_buf", torch.zeros_like(done))
-    return obs["obs"].clone(), reward.clone(), done != 0, extras["time_outs"].clone(), ~resets | (progress == 1)
+    """A step; environments in `resets` (N,), which were done, reset in it. Returns obs (N, S), reward, done, timed_out
+    and in_episode (N,): whose reward counts; a resetting step's if it is a first step (AllegroHand: progress 1)."""
+    obs, *rest, extras = env.step(actions)
+    obs, reward, done, timed_out = (copied(x, len(resets), resets.device) for x in (obs, *rest, extras["time_outs"]))
+    progress = getattr(env, "progress_buf", torch.zeros_like(resets))
+    return obs, reward[:, 0], done[:, 0] != 0, timed_out[:, 0] != 0, ~resets | (progress == 1)
 
 
 def set_up_torch(args):
@@ -621,8 +632,7 @@ def set_up_torch(args):
         # SPEED: up to -10%: glibc keeps freed memory: 2 page faults per step instead of 40 to 90
         for parameter, value in ((-1, 2**30), (-3, 2**25)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
             ctypes.CDLL(None).mallopt(parameter, value)
-    # SPEED: -16% of a step of Hopper-v4, -32% of Humanoid-v4's, on a Zen 5, whose AVX-512 units MKL leaves half idle:
-    # "medium" lets PyTorch take oneDNN for matrix products; where that would use bfloat16 (AMX), MKL stays
+    # SPEED: -16% (Hopper-v4), -32% (Humanoid-v4) on a Zen 5: "medium" allows oneDNN; not where it would be bfloat16
     torch.set_float32_matmul_precision("medium" if device.type == "cpu" else "highest")
     x = torch.linspace(-1, 1, 2**16).view(2**8, 2**8)
     if (x @ x - x.double() @ x.double()).abs().max() > 1e-3:
@@ -631,8 +641,7 @@ def set_up_torch(args):
 
 
 class CompiledStep(nn.Module):
-    """`run(...)` calls step(policy, target, ...). The first call compiles it for the CPU, if that works, and only for
-    the memory layout and the plain numbers of its inputs. SPEED: Hopper-v4 2.7 ms, eager 8.9 ms."""
+    """`run(...)` calls step(policy, target, ...), compiled for layout and plain numbers of the first inputs."""
 
     def __init__(self, step, policy, target, compiled=True):
         super().__init__()
@@ -660,15 +669,14 @@ class CompiledStep(nn.Module):
                 settings = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True, "options": options}
                 self.function = torch.compile(CompiledStep.on_vectors, **settings)
                 return self.function(self, *inputs)
-            except (RuntimeError, AttributeError, TypeError) as error:  # no compiler; the last two: an older PyTorch
+            except (RuntimeError, OSError, AttributeError, TypeError) as error:  # the last two: an older PyTorch
                 print("--compile: running eager, for compiling failed:", str(error).partition("\n")[0], flush=True)
                 self.function = CompiledStep.forward
         return self.function(self, *inputs)
 
 
 class CudaGraph:
-    """`step`, a function of obs (B, S), captured as one CUDA graph and replayed: one launch, not hundreds. The first
-    three calls run as they are, which warms up. SPEED: Hopper-v4 on an H100 564 steps/s, 68 without."""
+    """`step`, a function of obs (B, S), from the fourth call one CUDA graph. SPEED: 564 steps/s on an H100 for 68."""
 
     def __init__(self, step):
         self.step, self.calls, self.stream, self.graph = step, 0, torch.cuda.Stream(), torch.cuda.CUDAGraph()
@@ -729,7 +737,7 @@ class Run(contextlib.AbstractContextManager):
     what follows step and seconds in it. state: what --resume continues from. Raises UsageError."""
 
     def __init__(self, args, task, table, columns, total, rb):
-        name = f"{task}__{args.exp_name}__{args.seed}__{int(1e3 * time.time())}".replace("/", "-")
+        name = re.sub("[/:]", "-", f"{task}__{args.exp_name}__{args.seed}__{int(1e3 * time.time())}")
         self.args, self.rb, self.dir = args, rb, Path("runs", name) if args.resume is None else Path(args.resume)
         self.versions = {name: str(module.__version__) for name, module in sys.modules.items() if name in VERSIONED}
         self.state = {"step": 0, "seconds": 0.0, "best": -math.inf, "rows": [], "replay": [], "wandb_id": None}
@@ -737,22 +745,20 @@ class Run(contextlib.AbstractContextManager):
             self.load_checkpoint(total)
         self.first_step, self.start_time = self.state["step"], time.time() - self.state["seconds"]
         self.config = {"args": {**asdict(args), "resume": None}, "versions": self.versions, "resumed": self.first_step}
-        if args.track:
-            import wandb
-
-            names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.dir.name}
-            names.update(id=self.state["wandb_id"], resume="allow", config={**self.config["args"], **self.config})
-            try:
-                self.state["wandb_id"] = wandb.init(**names, sync_tensorboard=True, save_code=True).id
-            except Exception as error:  # no key, no network, bad WANDB_* variables: each its own class
-                raise UsageError(f"--track needs a W&B login, or WANDB_MODE=offline: {error}") from error
         try:
+            if args.track:
+                import wandb
+
+                names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.dir.name}
+                names.update(id=self.state["wandb_id"], resume="allow", config={**self.config["args"], **self.config})
+                self.state["wandb_id"] = wandb.init(**names, sync_tensorboard=True, save_code=True).id
             self.dir.mkdir(parents=True, exist_ok=args.resume is not None)
             self.lock = FileLock(self.dir / "lock")
             self.lock.acquire(timeout=0)
             (self.dir / "config.json").write_text(json.dumps(self.config, indent=2))
-        except OSError as error:
-            raise UsageError(f"the run's folder {self.dir} must be writable and in no other use: {error}") from error
+        except Exception as error:  # W&B without a key or network, bad WANDB_* variables: each its own class
+            what = "--track needs a W&B login or WANDB_MODE=offline, and" if args.track else ""
+            raise UsageError(f"{what} {self.dir} must be writable and in no other use: {error}".strip()) from error
         self.table, self.columns = self.dir / table, ["step", "seconds", *columns]
         self.writer = SummaryWriter(self.dir, purge_step=self.first_step + 1)  # readers drop what was logged later
         self.writer.add_text("hyperparameters", f"```\n{json.dumps(self.config, indent=2)}\n```", self.first_step)
@@ -790,8 +796,7 @@ class Run(contextlib.AbstractContextManager):
             self.state["best"] = float(score)
 
     def checkpoint(self, step, learned, **world):
-        """Writes all that --resume needs: a file of the transitions that are new, then checkpoint.pt. A kill or a full
-        disk at any moment leaves the checkpoint before it whole."""
+        """Writes what --resume needs, new transitions first. A kill or full disk leaves the one before it whole."""
         self.writer.flush()
         oldest, stop = max(0, self.rb.added - len(self.rb.rows)), self.rb.added
         replay = [(first, last) for first, last in self.state["replay"] if last > oldest]
@@ -801,10 +806,8 @@ class Run(contextlib.AbstractContextManager):
         self.state.update(step=step, config=self.config, seconds=time.time() - self.start_time, replay=replay, **world)
         self.state.update(random=random_streams(), learned={name: tensor.cpu() for name, tensor in learned.items()})
         save_file(self.dir / "checkpoint.pt", self.state)
-        needed = {f"replay_{first}_{stop}.pt" for first, stop in replay}
-        for path in self.dir.glob("replay_*"):
-            if path.name not in needed:
-                path.unlink()
+        for path in {*self.dir.glob("replay_*")} - {self.dir / f"replay_{first}_{stop}.pt" for first, stop in replay}:
+            path.unlink()
 
     def load_checkpoint(self, total):
         """Fills `state` and the replay buffer."""
@@ -858,15 +861,14 @@ def stored_args(args):
 def play(args):
     """Plays --eval-episodes whole episodes at once with the model of --evaluate. Prints and returns their returns."""
     check_args(args)
-    agent, about = load_agent(args.evaluate)
+    (agent, about), device = load_agent(args.evaluate), set_up_torch(args)
     check_unchanged(args, about["args"], "--evaluate", {*MAY_CHANGE, "seed"})
-    device = set_up_torch(args)
-    env, _, _ = make_env(args, args.eval_episodes, device)
+    env, (obs, reward, done, _, in_episode) = make_env(args, args.eval_episodes, device)
+    if (obs.shape[1], *env.action_space.shape) != (about["network"]["obs_dim"], about["network"]["act_dim"]):
+        raise UsageError("--task must have observations and actions as in the run that --evaluate names")
     print(f"{args.task} after {about['step']:,} vector steps", flush=True)
     agent.to(device)
-    obs = env.reset()["obs"].clone()
-    done = running = torch.ones(args.eval_episodes, dtype=torch.bool, device=device)  # the first step resets all
-    returns = torch.zeros(args.eval_episodes, dtype=torch.float64, device=device)
+    returns, running = torch.where(in_episode, reward, torch.zeros_like(reward)).double(), ~(done & in_episode)
     while bool(running.any()):
         obs, reward, done, _, in_episode = step_simulator(env, agent.act(obs, args.eval_deterministic), resets=done)
         returns += torch.where(running & in_episode, reward.double(), torch.zeros_like(returns))
@@ -874,8 +876,7 @@ def play(args):
     returns = returns.cpu().numpy()
     if not np.isfinite(returns).all():
         raise FloatingPointError("--evaluate: a return is not finite, the model or the simulator has diverged")
-    for i, episodic_return in enumerate(returns):
-        print(f"episode {i}: {episodic_return:.1f}")
+    print(*(f"episode {i}: {episodic_return:.1f}" for i, episodic_return in enumerate(returns)), sep="\n")
     kind = "deterministic" if args.eval_deterministic else "stochastic"
     print(f"{len(returns)} {kind} episodes: mean {returns.mean():.1f}, std {returns.std():.1f}")
     return returns
@@ -883,16 +884,15 @@ def play(args):
 
 def main():
     """The command line. Returns the exit code: 0, 2 for bad input, 1 where a run had to stop, 130 after Ctrl-C."""
+    sys.path.append(os.getcwd())  # for a user's own modules
     args = tyro.cli(Args)
     try:
         if args.resume is not None or args.evaluate is not None:
             args = tyro.cli(Args, default=stored_args(args))  # flags win over what that run had
         (play if args.evaluate else train)(args)
-    except (UsageError, FloatingPointError, OSError) as error:
+    except (UsageError, FloatingPointError, OSError, KeyboardInterrupt) as error:
         print(error, file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
-        return 130
+        return {UsageError: 2, KeyboardInterrupt: 130}.get(type(error), 1)
     return 0
 
 

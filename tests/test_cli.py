@@ -94,7 +94,7 @@ BAD_FLAGS = """
 --num-shifts=3 '0', '1', '2'; --resume=none none; --evaluate=none none; --resume= ; --evaluate= ; --save-model
 --resume=none --evaluate=none; --stochastic; --env-id=Hoper-v4 Hopper; --env-id=Hopper-v9 v5
 --env-id=no_such_module:Env-v0 no_such_module; --env-id=CartPole-v1 Discrete; --env-id=Discrete-v0 bounded 1-D Box
---env-id=Unbounded-v0 bounded 1-D Box; --env-id=IntegerAction-v0 of floats; --env-id=MatrixAction-v0 (2, 2)
+--env-id=Unbounded-v0 bounded 1-D Box; --env-id=IntegerAction-v0 of float actions; --env-id=MatrixAction-v0 (2, 2)
 --env-id=Image-v0 (8, 8, 3); --env-id=Dict-v0 1-D Box
 """
 

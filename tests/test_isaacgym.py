@@ -51,7 +51,7 @@ def definitions(path):
 
 def test_what_both_scripts_define_is_the_same_word_for_word_and_in_the_same_order():
     ours, other = definitions(SCRIPT), definitions(ROOT / "meow_continuous_action.py")
-    own = {"SHARED_SETTINGS", "PAPER_SETTINGS", "Args", "train", "paper_row", "check_args", "make_env"}
+    own = {"SHARED_SETTINGS", "PAPER_SETTINGS", "Args", "train", "paper_row", "RULES", "make_env"}
     own |= {"MAY_CHANGE", "stored_args", "play", "main"}
     shared = [name for name in ours if name in other and name not in own]
     assert {"FlowPolicy", "Transitions", "Adam", "update", "CompiledStep", "CudaGraph", "Run"} <= set(shared)
@@ -91,7 +91,7 @@ def test_a_step_reads_nothing_back_from_its_device():
         torch.empty(8, device="meta"),
         torch.empty(8, device="meta") > 0,
     )
-    rb.add(obs, obs, agent.draw(obs), reward, done, done)
+    rb.add(obs, obs, agent.policy.draw(obs), reward, done, done)
     statistics.add(reward, done, done)
     agent.normalizer.update(obs)
     data = rb.sample(16)
@@ -201,7 +201,7 @@ def test_normalizer_learns_from_each_new_observation_or_as_the_paper_from_sample
 
 def test_an_infinite_action_ends_the_run(monkeypatch):
     """tanh hides it from the simulator: in the buffer it would end the run when it is drawn, or every resumed one."""
-    monkeypatch.setattr(meow_isaacgym.Agent, "draw", lambda self, obs: torch.full((8, self.policy.act_dim), math.inf))
+    monkeypatch.setattr(meow_isaacgym.FlowPolicy, "draw", lambda self, obs: torch.full((8, self.act_dim), math.inf))
     with pytest.raises(FloatingPointError, match="before vector step 12"):
         train(copying(random_steps=11, log_frequency=12))
     assert not list(Path("runs").rglob("checkpoint.pt"))
@@ -434,18 +434,28 @@ def refused(flags, cwd, *words, **env):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ([], ["--make isaacgymenvs:make must make", "install Isaac Gym", "benchmark.simulators.mujoco:make"]),
-        (["--make", "nothing"], ["--make must be MODULE:FUNCTION"]),
-        (["--make", ":make"], ["--make must be MODULE:FUNCTION"]),
-        (["--make", "json:nothing"], ["--make json:nothing must make --task Ant here: AttributeError"]),
+        (
+            [],
+            [
+                "--make isaacgymenvs:make --make-kwargs {} must make",
+                "isaacgym: ModuleNotFoundError",
+                "benchmark.simulators.mujoco:make",
+            ],
+        ),
+        (["--make", "nothing"], ["':' in --make"]),
+        (["--make", ":make"], ["--make :make"]),
+        (
+            ["--make", "json:nothing"],
+            ["--make json:nothing --make-kwargs {} must make --task Ant here: AttributeError"],
+        ),
         ([*MUJOCO[:3], "Walker"], ["must make --task Walker", "AntMujoco, HumanoidMujoco"]),
-        ([*MUJOCO, "--random-steps", "0", "--learning-starts", "0"], ["--learning-starts must be >= 1"]),
-        ([*MUJOCO, "--num-envs", "0"], ["--num-envs must be >= 1"]),
-        ([*MUJOCO, "--learning-starts", "50"], ["--random-steps must be >= 0 and <= --learning-starts"]),
+        ([*MUJOCO, "--random-steps", "0", "--learning-starts", "0"], ["1 <= --learning-starts"]),
+        ([*MUJOCO, "--num-envs", "0"], ["1 <= --num-envs"]),
+        ([*MUJOCO, "--learning-starts", "50"], ["0 <= --random-steps <= --learning-starts"]),
         ([*MUJOCO, "--buffer-steps", "100000000"], ["--buffer-steps", "GB"]),
-        ([*MUJOCO, "--sigma-min", "3"], ["--sigma-min must be < --sigma-max"]),
-        ([*MUJOCO, "--tau", "0"], ["--tau must be > 0"]),
-        ([*MUJOCO, "--alpha", "inf"], ["--alpha must be > 0"]),
+        ([*MUJOCO, "--sigma-min", "3"], ["--sigma-min < --sigma-max"]),
+        ([*MUJOCO, "--tau", "0"], ["0 < --tau"]),
+        ([*MUJOCO, "--alpha", "inf"], ["0 < --alpha"]),
         (["--resume", "runs/none"], ["--resume must name"]),
         (["--evaluate", "none.pt"], ["--evaluate must name"]),
     ],

@@ -102,8 +102,8 @@ def test_the_papers_settings_are_taken():
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--tau", "0"], "--tau must be > 0"),
-        (["--learning-starts", "2"], "--random-steps must be >= 0 and <= --learning-starts"),
+        (["--tau", "0"], "0 < --tau"),
+        (["--learning-starts", "2"], "0 <= --random-steps <= --learning-starts"),
         (["--task", "Nothing"], "--task Nothing"),
         (["--resume", "nothing"], "--resume must name"),
     ],

@@ -39,6 +39,7 @@ class OffPolicyArgs:
     capture_video: bool = False  # film training episodes to videos/NAME
     eval_frequency: int = 10_000  # steps between two evaluations; there is one at step 0 and one at the end too
     eval_episodes: int = 10  # episodes of an evaluation, reset with seeds 0, 1, 2, ...
+    eval_max_steps: int = 10_000  # an evaluation episode is cut there, for environments without a time limit
     eval_deterministic: bool = True  # evaluate deterministic actions, or else samples of the policy
     checkpoint_frequency: int | None = None  # steps between two checkpoints (None: --eval-frequency)
     buffer_size: int = 1_000_000  # transitions in the replay buffer
@@ -109,7 +110,7 @@ def start(args, capacity):
 
 def evaluator(run, policy):
     """A function of the step that evaluates the policy and logs its returns."""
-    envs = [meow.make_env(run.args.env_id) for _ in range(run.args.eval_episodes)]
+    envs = [meow.make_env(run.args.env_id, max_steps=run.args.eval_max_steps) for _ in range(run.args.eval_episodes)]
 
     def evaluate(step):
         returns = meow.evaluate(policy, envs, run.args.eval_deterministic)
@@ -124,7 +125,7 @@ def evaluator(run, policy):
 def resume_episode(run, env):
     """Brings the environment and the random streams to where a resumed run's were. Returns the observation (S,).
 
-    Returns None where a new episode must begin: at the start of a run, and where the environment does not repeat.
+    A new episode begins at the start of a run, and where the environment does not repeat.
     """
     if run.first_step > 0:
         obs = meow.replay(env, run.rb, run.state["begun"], to_action=np.asarray)
@@ -132,9 +133,8 @@ def resume_episode(run, env):
         if obs is not None:
             return obs
         run.say(f"{run.args.env_id} does not repeat its episode: not bit for bit as before, a new one begins")
-    env.unwrapped.reset(seed=(run.args.seed + run.first_step) % 2**32)  # seeds the stream of all episodes
     env.steps = run.rb.added
-    return None
+    return env.reset(seed=(run.args.seed + run.first_step) % 2**32)[0]  # seeds the stream of all episodes
 
 
 def train(args, make_agent):
@@ -154,8 +154,6 @@ def train(args, make_agent):
         else:
             evaluate(0)
         obs = resume_episode(run, env)
-        if obs is None:
-            obs, _ = env.reset()
         for global_step in range(run.first_step, args.total_timesteps):
             if global_step < args.learning_starts:
                 act = (2 * torch.rand(act_dim) - 1).numpy()

@@ -39,7 +39,8 @@ PAPER_SETTINGS = {
 @dataclass
 class Args:
     task: str = "Ant"  # the task, by the simulator's name for it
-    make: str = "isaacgymenvs:make"  # MODULE:FUNCTION that makes the simulator; it takes what isaacgymenvs.make takes
+    make: str = "isaacgymenvs:make"  # MODULE:FUNCTION that makes the simulator
+    make_kwargs: str = "{}"  # more arguments for that function, as a JSON object
     seed: int = 1  # seed of the experiment
     total_vector_steps: Optional[int] = None  # steps, each in all environments (None: the paper's for --task)
     num_envs: Optional[int] = None  # parallel environments (None: the paper's for --task)
@@ -167,7 +168,8 @@ def train(args):
     """Trains SAC as `args` says and writes runs/NAME. Returns the agent and the Run. Raises as meow_isaacgym.train."""
     check_args(args)
     device = meow.set_up_torch(args)
-    env, obs_dim, act_dim = meow.make_env(args, args.num_envs, device, args.buffer_steps)
+    env, (obs, reward, done, _, in_episode) = meow.make_env(args, args.num_envs, device, args.buffer_steps)
+    obs_dim, act_dim = obs.shape[1], env.action_space.shape[0]
     rb = meow.VectorReplayBuffer(args.buffer_steps * args.num_envs, obs_dim, act_dim, device)
     with meow.Run(args, args.task, "returns.csv", ["mean", "std", "episodes"], args.total_vector_steps, rb) as run:
         run.say(f"{run.dir}\n{args}")
@@ -181,8 +183,7 @@ def train(args):
             scalars["charts/SPS"] = int(step * args.num_envs / (time.time() - run.start_time))
             run.log(step, {**scalars, **{f"losses/{name}": loss for name, loss in losses.items()}})
 
-        obs = env.reset()["obs"].clone()
-        done = torch.ones(args.num_envs, dtype=torch.bool, device=device)  # the first step resets all
+        statistics.add(reward, done, in_episode)
         learned, losses = {**agent.state_dict(), **vars(statistics)}, {}
         restorable = hasattr(env, "get_state") and hasattr(env, "set_state")
         if run.first_step > 0:

@@ -273,10 +273,9 @@ def train(args):
         else:
             evaluate(0)
         stored.obs = resume_episode(run, env)
-        if stored.obs is not None:  # else SB3 begins an episode
-            normaliser, obs = model.get_vec_normalize_env(), stored.obs[None]
-            model._last_obs = obs if normaliser is None else normaliser.normalize_obs(obs)
-            model._last_episode_starts = np.array([env.begun[-1][0] == env.steps])
+        normaliser, obs = model.get_vec_normalize_env(), stored.obs[None]
+        model._last_obs = obs if normaliser is None else normaliser.normalize_obs(obs)
+        model._last_episode_starts = np.array([env.begun[-1][0] == env.steps])
         steps, loop = args.total_timesteps - run.first_step, Loop(run, env, evaluate)
         try:
             model.learn(steps, loop, log_interval=None, reset_num_timesteps=False)

@@ -71,7 +71,7 @@ def measure(args, num_envs):
         meow.VectorReplayBuffer.sample = timed("buffer, sampling", meow.VectorReplayBuffer.sample)
         meow.CompiledStep.__init__ = lambda self, *inputs: init(self, *inputs[:3])  # compiled, however short the run
         meow.CompiledStep.run = timed("update", meow.CompiledStep.run)
-        meow.Agent.draw = timed("action", meow.Agent.draw)
+        meow.FlowPolicy.draw = timed("action", meow.FlowPolicy.draw)
     bar, marks = meow.tqdm.update, []
 
     def mark(*arguments):
