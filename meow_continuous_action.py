@@ -466,7 +466,8 @@ def train(args):
                 data, q, numbers = draw_learn_and_act(torch.from_numpy(obs[None]).to(device))
                 u, (loss, grad_norm) = np.split(numbers.cpu().numpy(), [act_dim])
                 if not np.isfinite(loss + grad_norm):
-                    raise FloatingPointError(f"loss not finite at step {global_step:,}: lower --learning-rate")
+                    advice = "lower --learning-rate or raise --alpha"
+                    raise FloatingPointError(f"loss or gradient not finite at step {global_step:,}: {advice}")
                 if global_step % 100 == 0:
                     scalars = {f"losses/qf{k + 1}_values": q_k for k, q_k in enumerate(q.mean(dim=0))}
                     scalars |= {"losses/qf_loss": loss, "losses/grad_norm": grad_norm}
