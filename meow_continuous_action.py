@@ -548,7 +548,8 @@ def check_env(args, device):
     if np.ptp(rounds, axis=0).any():  # in three rounds, for BipedalWalker-v3 differs in the third
         print(f"{args.env_id} does not repeat after reset(seed=...): evaluations differ by more than the policy")
     if (gym.spec(env.unwrapped.spec.id).max_episode_steps or math.inf) > args.eval_max_steps:
-        print(f"{args.env_id} registers no time limit: evaluations are cut at --eval-max-steps {args.eval_max_steps}")
+        limit = f"--eval-max-steps {args.eval_max_steps}"
+        print(f"{args.env_id} registers no time limit up to {limit}, where evaluations end")
     if mujoco.__version__ != "3.4.0":  # the newest whose contacts are those of the paper's 2.3.7; 3.5.0 changed them
         print(f"mujoco {mujoco.__version__} is not 3.4.0: returns do not compare with the paper's", flush=True)
     obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]

@@ -125,8 +125,9 @@ class Run:
 
     @property
     def inference(self):
-        """How the evaluation acted: deterministic or stochastic; None if that is not known or there was none."""
-        return {True: "deterministic", False: "stochastic"}.get(self.config.get("args", {}).get("eval_deterministic"))
+        """How the evaluation acted: deterministic or stochastic; None if that is not known or, as above, none was."""
+        deterministic = self.config.get("args", {}).get("eval_deterministic") if self.unit == ENV_STEPS else None
+        return {True: "deterministic", False: "stochastic"}.get(deterministic)
 
 
 @functools.cache
