@@ -4,9 +4,9 @@
 #     benchmark/fig1_jacobian.sh [--seeds N] [--workers N] [--quick | --smoke | --steps N] ...     (--help: all options)
 #
 # Expect: without shifts the flow itself has to carry the size of the return, so the product over the non-linear layers
-# grows and decays by orders of magnitude; with shifts it stays tame (the paper; not so in our 200,000 steps, see README).
+# grows and decays by orders of magnitude; with shifts it stays tame (the paper; not so in our 200,000 steps, see RESULTS.md).
 # Hardware: one CPU core per worker, 1 GB of memory.
-# Length: 2 systems x 5 seeds x 1.5M steps, on one core about 2 hours per seed with shifts and less without (benchmark/README.md).
+# Length: 2 systems x 5 seeds x 1.5M steps, on one core about 2 hours per seed with shifts and less without (benchmark/SPEED.md).
 source "$(dirname "$0")/launch.sh"
 
 train "Hopper-v4" \

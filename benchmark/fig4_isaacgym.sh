@@ -4,7 +4,7 @@
 #     benchmark/fig4_isaacgym.sh [--seeds N] [--workers N] [--quick | --smoke | --steps N] ...     (--help: all options)
 #     benchmark/fig4_mujoco_tasks.sh ...     the same on MuJoCo's Ant and Humanoid, without Isaac Gym
 #
-# Needs Isaac Gym and isaacgymenvs (README). Expect (the paper's last values, MEow / SAC): Ant 7,990 / 7,650, Humanoid
+# Needs Isaac Gym and isaacgymenvs (benchmark/simulators/README.md). Expect (the paper's last values, MEow / SAC): Ant 7,990 / 7,650, Humanoid
 # 4,650 / 3,920, Ingenuity 5,260 / 5,300, ANYmal 49 / 11, AllegroHand 586 / 288, FrankaCabinet 3,160 / 1,700, from another
 # simulator (Omniverse) whose Ingenuity, ANYmal and FrankaCabinet differ: not comparable there. Hardware: one NVIDIA GPU.
 # Length: 2 systems x 5 seeds x 0.5M or 1M vector steps; hours not measured.

@@ -5,7 +5,7 @@
 #
 # Isaac's observations, rewards and resets on other physics: these are not the paper's curves. Hardware: one CPU core per
 # worker, 5 GB of memory each. Length: 2 systems x 5 seeds x 1M vector steps; MEow does 57 vector steps/s on a core
-# (README): 5 hours per seed.
+# (benchmark/SPEED.md): 5 hours per seed.
 source "$(dirname "$0")/launch.sh"
 
 train "AntMujoco HumanoidMujoco" \

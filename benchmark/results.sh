@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Draws the figures of benchmark/results and writes its REPORT.md, from the raw files beside them and the paper's curves.
+# Draws the figures of benchmark/results, writes its REPORT.md and the tables of README.md and benchmark/RESULTS.md,
+# from the raw files in benchmark/results and the paper's curves.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 results=benchmark/results
@@ -9,7 +10,8 @@ plot() { # FOLDER/NAME OPTIONS...: without the curves over hours, for these runs
   rm -f "$results/$1"_hours.*
 }
 
-plot fig3_mujoco --runs $results/*-v4 --env-ids Hopper-v4 HalfCheetah-v4 Walker2d-v4 Ant-v4 Humanoid-v4 --systems meow
+plot fig3_mujoco --runs $results/*-v4 --env-ids Hopper-v4 HalfCheetah-v4 Walker2d-v4 Ant-v4 Humanoid-v4 --systems meow \
+  --peers SAC SimbaV2 FlashSAC
 plot Hopper-v4/fig3_baselines --runs $results/Hopper-v4 --systems meow sac td3 --max-steps 500000
 plot Hopper-v4/fig6_ablation --runs $results/Hopper-v4 --systems meow_vanilla meow_lrs meow --max-steps 200000
 plot Hopper-v4/figA1_affine --runs $results/Hopper-v4 --systems meow meow_affine --max-steps 200000
@@ -19,4 +21,7 @@ plot mujoco-4.0.0/curve --runs $results/mujoco-4.0.0
 plot compile/curve --runs $results/compile --systems eager compiled one_graph
 plot rewritten/curve --runs $results/rewritten --env-ids Hopper-v4 HalfCheetah-v4
 plot AntMujoco/curve --runs $results/AntMujoco
-python benchmark/tools/report.py --runs $results/*-v4 $results/AntMujoco --output $results/REPORT.md
+plot HalfCheetah-v5/curve --runs $results/HalfCheetah-v5
+plot CartpoleSwingup/curve --runs $results/CartpoleSwingup
+python benchmark/tools/report.py --runs $results/*-v[45] $results/AntMujoco $results/CartpoleSwingup \
+  --output $results/REPORT.md --pages README.md benchmark/RESULTS.md

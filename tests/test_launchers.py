@@ -175,12 +175,14 @@ def drawing(path):
 def test_results_are_drawn_and_reported_from_the_committed_files_by_one_command(tmp_path):
     shutil.copytree(ROOT / "benchmark", tmp_path / "benchmark", ignore=shutil.ignore_patterns("__pycache__", "*.svg"))
     shutil.copy(ROOT / "meow_continuous_action.py", tmp_path)
-    report = tmp_path / "benchmark" / "results" / "REPORT.md"
-    committed = report.read_text()
-    report.unlink()
+    shutil.copy(ROOT / "README.md", tmp_path)
+    pages = [tmp_path / name for name in ("README.md", "benchmark/RESULTS.md", "benchmark/results/REPORT.md")]
+    committed = [page.read_text() for page in pages]
+    pages[0].write_text(committed[0].replace("| Hopper-v4 | 1M", "| Hopper-v4 | 2M"))
+    pages[2].unlink()
     result = launch("results.sh", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert report.read_text() == committed
+    assert [page.read_text() for page in pages] == committed
     figures = {path.relative_to(tmp_path) for path in tmp_path.rglob("results/**/*.svg")}
     assert figures == {path.relative_to(ROOT) for path in ROOT.glob("benchmark/results/**/*.svg")}
     for figure in figures:

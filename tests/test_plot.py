@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -344,23 +345,37 @@ def test_mean_and_interval():
     assert half_width == pytest.approx([4.302653 / math.sqrt(3), 0], rel=1e-6)  # t(0.975; 2 degrees), s = 1
 
 
-def test_the_mean_ends_at_the_shortest_seed_and_the_others_go_on_thin(tmp_path):
+def test_three_seeds_are_thin_under_their_mean_which_ends_at_the_shortest(tmp_path):
     for seed, returns in ((1, [0, 10, 20, 30]), (2, [3, 13]), (3, [6, 16, 26])):
         write_run(tmp_path / f"{seed}", returns, seed=seed)
-    (mean, first, third), (band,) = drawn_lines(load(tmp_path))
-    assert mean[:2] == ([0, 10_000], [3, 13])
-    assert first[:2] == ([10_000, 20_000, 30_000], [10, 20, 30]) and third[:2] == ([10_000, 20_000], [16, 26])
-    assert first[2] == third[2] < mean[2]
-    assert band[:, 1].max() == pytest.approx(13 + 4.302653 * 3 / math.sqrt(3)) and band[:, 0].max() == 10_000
+    (*seeds, mean), bands = drawn_lines(load(tmp_path))
+    assert [line[1] for line in seeds] == [[0, 10, 20, 30], [3, 13], [6, 16, 26]] and not bands
+    assert mean[:2] == ([0, 10_000], [3, 13]) and all(line[2] < mean[2] for line in seeds)
     lines, _ = drawn_lines(load(tmp_path), in_hours=True)
-    assert lines[0][0] == [0, 0.01]
+    assert lines[-1][0] == [0, 0.01]
+
+
+def test_five_seeds_have_a_band(tmp_path):
+    for seed in range(5):
+        write_run(tmp_path / f"{seed}", [seed, seed + 10], seed=seed)
+    _, (band,) = drawn_lines(load(tmp_path))
+    assert band[:, 1].max() == pytest.approx(12 + 2.776445 * math.sqrt(2.5 / 5)) and band[:, 0].max() == 10_000
 
 
 def test_the_mean_is_over_the_steps_that_all_seeds_have(tmp_path):
     for seed, steps in ((1, [0, 5, 10]), (2, [0, 4, 10]), (3, [0, 10, 12])):
         write_run(tmp_path / f"{seed}", [seed, 2 * seed, 3 * seed], seed=seed, steps=steps)
-    (mean, third), _ = drawn_lines(load(tmp_path))
-    assert mean[:2] == ([0, 10], [2, (9 * 0 + 3 + 6 + 6) / 3]) and third[0] == [10, 12]
+    (*_, mean), _ = drawn_lines(load(tmp_path))
+    assert mean[:2] == ([0, 10], [2, (9 * 0 + 3 + 6 + 6) / 3])
+
+
+def test_other_peoples_means_are_lines_up_to_the_runs_last_step_and_named_in_the_legend(tmp_path):
+    _, axes = plt.subplots()
+    labels = list(plot.draw_peers(axes, "Hopper-v4", ("SAC", "FlashSAC"), 250_000))
+    assert labels == ["SAC, others' runs (10 seeds)", "FlashSAC, others' runs (5 seeds)"]
+    assert [line.get_xdata()[-1] for line in axes.lines] == [200_000, 200_000]
+    with pytest.raises(plot.UsageError, match="--peers must be among FlashSAC, SAC, SimbaV2, got typo"):
+        draw(tmp_path / "curve", tmp_path, peers=("typo",))
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -505,3 +520,52 @@ def test_report_of_a_parallel_task_and_of_where_runs_come_from(tmp_path, capsys)
     (tmp_path / "Hopper-v4/sac/seed_1/job.json").write_text("")
     assert "| Hopper-v4 sac 1 |  |  | mujoco 3.4.0 |" in make_report(tmp_path)
     assert "Hopper-v4/sac/seed_1/job.json" in capsys.readouterr().err
+
+
+def test_tables_of_pages(tmp_path):
+    for seed, returns in ((1, [100, 900, 500]), (2, [200, 300])):
+        write_run(tmp_path / f"runs/meow/{seed}", returns, seed=seed)
+        (tmp_path / f"runs/meow/{seed}/job.json").write_text(
+            json.dumps({"command": f"python x.py --seed {seed} --a 1", "commit": f"{seed}bcdefgh"})
+        )
+    write_run(tmp_path / "runs/own", [5, 6], "own", env="Own-v0")
+    flags = f"--runs {tmp_path}/runs/meow --steps 10000 20000 30000"
+    text = f"# Page\n<!-- report.py {flags} -->\nold\n<!-- end -->\nText\n"
+    text += f"<!-- report.py --summary\n--runs {tmp_path}/runs -->\n<!-- end -->\nlast"
+    (tmp_path / "page.md").write_text(text)
+    for _ in range(2):  # the second time nothing changes
+        make_report(tmp_path, pages=(tmp_path / "page.md",))
+        before, curves, between, summary, after = re.split(
+            r"<!-- (?:report.*?|end) -->", (tmp_path / "page.md").read_text(), flags=re.DOTALL
+        )
+        assert (before, between, after) == ("# Page\n", "\nText\n", "\nlast")
+        paper = [report.number(report.paper_value("Hopper-v4", "MEow", step)) for step in (10_000, 20_000)]
+        assert curves.strip().splitlines() == [
+            "| run | 10k | 20k | best |",
+            "| --- | --- | --- | --- |",
+            "| seed 1 | 900 | 500 | 900 (10k) |",
+            "| seed 2 | 300 |  | 300 (10k) |",
+            "| mean of 2 | 600 |  |  |",
+            f"| the paper's MEow | {paper[0]} | {paper[1]} |  |",
+            "",
+            "- `python x.py --a 1` at `1bcdefg` (seed 1), `2bcdefg` (seed 2)",
+            "- mujoco 3.4.0",
+        ]
+        assert summary.strip().splitlines()[2:] == [
+            f"| Hopper-v4 | 10k | 2 | 600 | 300 to 900 | {paper[0]} |",
+            "| Own-v0 | 10k | 1 | 6.0 |  |  |",
+        ]
+
+
+def test_a_pages_table_of_several_systems_and_environments_names_them(tmp_path):
+    for env in ("Hopper-v4", "Own-v0"):
+        for system, seed in (("meow", 1), ("meow", 2), ("sac", 1)):
+            write_run(tmp_path / f"{env}/{system}/{seed}", [0, seed], system, seed, env)
+    text = report.curves(load(tmp_path), [10_000])
+    assert re.findall(r"^\| (\w.*?) \|", text, re.M) == [
+        "run",
+        *("Hopper-v4 meow, seed 1", "Hopper-v4 meow, seed 2", "Hopper-v4 meow, mean of 2", "Hopper-v4 sac, seed 1"),
+        *("the paper's MEow on Hopper-v4", "the paper's SAC on Hopper-v4"),
+        *("Own-v0 meow, seed 1", "Own-v0 meow, seed 2", "Own-v0 meow, mean of 2", "Own-v0 sac, seed 1"),
+    ]
+    assert report.curves(load(tmp_path, env_ids=("Own-v0",)), [10_000]).splitlines()[2].startswith("| meow, seed 1 |")

@@ -9,10 +9,10 @@
 Writes OUTPUT.png and .svg (over steps), and OUTPUT_hours.png and .svg (over wall-clock time) where runs have times.
 
 A system is a run's --exp-name, a repetition its --seed; a folder named NAME_seed_N directly above config.json is seed N
-of the system NAME instead. From 3 seeds on a system is its mean with a 95% confidence interval (Student's t over the
-seeds), on the steps that all its seeds have: the mean ends where the shortest seed ends, and the others go on as thin
-lines, because a mean over fewer and fewer seeds jumps. 1 or 2 seeds are thin lines. Runs that do not compare are
-refused: see `check_comparable`. Lines and files that are damaged are named and left out.
+of the system NAME instead. Each seed is a thin line; from 3 seeds on their mean is a thick one, on the steps that they
+all have (a mean over fewer and fewer seeds jumps), from 5 on with a 95% confidence interval (Student's t over the
+seeds, which for fewer is as wide as the axes). Runs that do not compare are refused: see `check_comparable`. Lines and
+files that are damaged are named and left out.
 """
 
 import csv
@@ -39,6 +39,7 @@ from matplotlib.ticker import EngFormatter
 RETURN = "eval/episodic_return"  # the key that is read from evaluations.csv or returns.csv, without TensorBoard
 ENV_STEPS, VECTOR_STEPS, WANDB_STEPS = "environment steps", "vector steps", "steps as W&B counts them"
 PAPER = Path(__file__).parents[1] / "paper"  # mean curves of 5 seeds, read off the pictures and smoothed there
+PEERS = Path(__file__).parents[1] / "peers" / "mujoco.csv"  # means of raw results that other people publish
 # Steps where the reading took the line's sample in the picture's legend for the curve: flat, far from both sides.
 MISREAD = {("Hopper-v4", "MEow"): (885_000, 975_000)}
 MISREAD |= {("Ant", "MEow"): (590_000, 650_000), ("Ant", "SAC"): (590_000, 650_000)}
@@ -87,6 +88,8 @@ class Args(Inputs):
     """what to draw, a panel each: other keys are read from the run's TensorBoard logs, or else its scalars.csv"""
     every: int | None = None
     """keys other than the return are averaged over so many steps (None: those between two evaluations of the run)"""
+    peers: tuple[str, ...] = ()
+    """other people's algorithms to draw beside the return, among those of benchmark/peers/mujoco.csv"""
     export_scalars: bool = False
     """write these averages to scalars.csv in each folder with TensorBoard logs, small enough to be committed"""
 
@@ -382,6 +385,17 @@ def paper_curves():
     return {name: tuple(np.array(sorted(curve)).T) for name, curve in points.items()}
 
 
+@functools.cache
+def peer_curves():
+    """{(env, algorithm): (number of seeds, steps (T,), mean returns (T,))} of other people's runs."""
+    points = defaultdict(list)
+    for *name, seeds, step, mean in read_csv(
+        PEERS, {"env": str, "algorithm": str, "seeds": int, "step": float, "return": float}
+    ):
+        points[tuple(name)].append((seeds, step, mean))
+    return {name: (curve[0][0], *np.array(curve).T[1:]) for name, curve in points.items()}
+
+
 def draw_system(axes, runs, style, in_hours):
     """One system's runs in one panel. style: color and marker."""
 
@@ -393,17 +407,14 @@ def draw_system(axes, runs, style, in_hours):
         return x
 
     steps, returns, seconds = on_common_steps(runs)
-    if len(runs) < 3 or not len(steps):
-        for run in runs:
-            line(run.steps, run.seconds, run.returns, **style)
-        return
-    mean, half_width = mean_and_ci(returns)
-    x = line(steps, seconds.mean(axis=0), mean, linewidth=1.8, markersize=7, **style)
-    axes.fill_between(x, mean - half_width, mean + half_width, color=style["color"], alpha=0.2, linewidth=0)
+    averaged = len(runs) >= 3 and len(steps)
     for run in runs:
-        rest = run.steps >= steps[-1]
-        if rest.sum() > 1:
-            line(run.steps[rest], run.seconds[rest], run.returns[rest], linewidth=0.6, markevery=[-1], **style)
+        line(run.steps, run.seconds, run.returns, **style, **({"alpha": 0.45, "markevery": []} if averaged else {}))
+    if averaged:
+        x = line(steps, seconds.mean(axis=0), returns.mean(axis=0), linewidth=1.8, markersize=7, **style)
+    if averaged and len(runs) >= 5:
+        mean, half_width = mean_and_ci(returns)
+        axes.fill_between(x, mean - half_width, mean + half_width, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def draw_paper(axes, env, runs, styles):
@@ -421,11 +432,27 @@ def draw_paper(axes, env, runs, styles):
     return handles
 
 
-def draw_panel(axes, env, key, runs, styles, in_hours):
-    """All systems' runs in one environment, and the paper's curves of them. Returns draw_paper's handles."""
+def draw_peers(axes, env, peers, last):
+    """Thin grey lines up to the last step. Returns {label: handle for the legend}."""
+    handles = {}
+    for name, line in zip(peers, itertools.cycle(("-", "-.", ":"))):
+        if (env, name) in peer_curves():
+            seeds, steps, returns = peer_curves()[env, name]
+            style = {"color": "0.35", "linewidth": 1.0, "linestyle": line}
+            axes.plot(steps[steps <= last], returns[steps <= last], **style)
+            label = f"{name}, others' runs ({count_seeds(seeds)})"
+            handles[label] = Line2D([], [], label=label, **style)
+    return handles
+
+
+def draw_panel(axes, env, key, runs, styles, peers, in_hours):
+    """All systems' runs in one environment, the paper's curves of them and peers'. Returns the latter's handles."""
     for system, own in grouped(runs, "system").items():
         draw_system(axes, own, styles[system], in_hours)
-    handles = draw_paper(axes, env, runs, styles) if key == RETURN and not in_hours else {}
+    handles = {}
+    if key == RETURN and not in_hours:
+        handles |= draw_paper(axes, env, runs, styles)
+        handles |= draw_peers(axes, env, peers, 1.02 * max(run.steps[-1] for run in runs))
 
     about = sorted({f"mujoco {run.mujoco}" for run in runs if run.mujoco}) + sorted({run.averaged for run in runs})
     inferences = {run.inference for run in runs} - {None}
@@ -438,7 +465,7 @@ def draw_panel(axes, env, key, runs, styles, in_hours):
     if not in_hours:
         axes.set_xlim(right=1.02 * max(run.steps[-1] for run in runs))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    # the lines decide the limits: the band of 3 seeds can be several times as high as they are
+    # the lines decide the limits: the band can be several times as high as they are
     heights = np.concatenate([line.get_ydata() for line in axes.lines])
     margin = 0.05 * np.ptp(heights) or 1
     axes.set_ylim(heights.min() - margin, heights.max() + margin)
@@ -447,7 +474,7 @@ def draw_panel(axes, env, key, runs, styles, in_hours):
     return handles
 
 
-def draw(panels, systems, path, in_hours=False):
+def draw(panels, systems, peers, path, in_hours=False):
     """Writes path.png and path.svg. panels: {(env, key): [Run, ...]}; systems: those of the runs, in their order."""
     envs = {env for env, _ in panels}
     columns = min(3, len(envs) if len(envs) > 1 else len(panels))
@@ -455,9 +482,9 @@ def draw(panels, systems, path, in_hours=False):
     size = (7.4, 5) if len(panels) == 1 else (4.3 * columns, 3.3 * rows + 0.8)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     styles = {s: {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]} for i, s in enumerate(systems)}
-    paper_handles = {}
+    other_handles = {}
     for axes, ((env, key), runs) in zip(grid.flat, panels.items(), strict=False):
-        paper_handles |= draw_panel(axes, env, key, runs, styles, in_hours)
+        other_handles |= draw_panel(axes, env, key, runs, styles, peers, in_hours)
     for axes in grid.flat[len(panels) :]:
         axes.remove()
 
@@ -469,9 +496,9 @@ def draw(panels, systems, path, in_hours=False):
         sampled = ", stochastic" if mixed and runs[0].inference == "stochastic" else ""
         label = f"{system} ({seeds}{sampled})"
         handles.append(Line2D([], [], markersize=7, label=label, **EDGE, **styles[system]))
-    handles += paper_handles.values()
-    title = "thick: mean over seeds with 95% CI (Student's t); thin: single seeds"
-    title += "; dashed: the paper's means, smoothed" if paper_handles else ""
+    handles += other_handles.values()
+    title = "thin: single seeds; thick: mean of 3 or more, of 5 or more with 95% CI (Student's t)"
+    title += "; dashed: the paper's means, smoothed" if other_handles.keys() & {*PAPER_NAMES.values()} else ""
     title += "; deterministic evaluation if it does not say stochastic" if mixed else ""
     ncols = math.ceil(len(handles) / math.ceil(len(handles) / (2 + columns)))  # full rows
     form = {"title": title, "title_fontsize": 8, "fontsize": 9, "handlelength": 3, "ncols": ncols, "frameon": False}
@@ -499,6 +526,9 @@ def main(args):
     scalars = [key for key in args.key if key != RETURN]
     if args.export_scalars and not scalars:
         raise UsageError(f"--export-scalars must come with a --key other than {RETURN}")
+    if unknown := set(args.peers) - {name for _, name in peer_curves()}:
+        names = ", ".join(sorted({name for _, name in peer_curves()}))
+        raise UsageError(f"--peers must be among {names}, got {', '.join(unknown)}")
     panels = {}
     for key in args.key:
         for env, runs in grouped(load_runs(args, key, args.every), "env").items():
@@ -512,11 +542,11 @@ def main(args):
     path = args.output.with_suffix("") if args.output.suffix in (".png", ".svg") else args.output
     path.parent.mkdir(parents=True, exist_ok=True)
     systems = list(args.systems) or sorted({run.system for runs in panels.values() for run in runs})
-    draw(panels, systems, path)
+    draw(panels, systems, args.peers, path)
     timed = {where: [run for run in runs if np.isfinite(run.seconds).all()] for where, runs in panels.items()}
     timed = {where: runs for where, runs in timed.items() if runs}
     if timed:
-        draw(timed, systems, f"{path}_hours", in_hours=True)
+        draw(timed, systems, args.peers, f"{path}_hours", in_hours=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,24 @@
 """Writes the tables of runs as Markdown: last and best evaluations, interquartile means, wall-clock times, origins.
 
-    python benchmark/tools/report.py --runs benchmark/results --output benchmark/results/REPORT.md
+    python benchmark/tools/report.py --runs benchmark/results --output benchmark/results/REPORT.md --pages README.md
 
 What a system is, where runs are looked for and which are refused is as in plot.py. Nothing is extrapolated: a system's
 numbers are at the last step that all its seeds have, and the paper's beside them are at that same step.
+
+The tables of other pages (--pages) are written anew: each stands between a comment that has its flags (`Table`) and an
+end, and only what is between them changes:
+
+    <!-- report.py --runs benchmark/results/Hopper-v4 --systems meow sac -->
+    <!-- end -->
 """
 
+import csv
+import glob
 import json
+import re
+import shlex
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +26,8 @@ import numpy as np
 import plot
 import scipy.stats
 import tyro
+
+COMMAND, COMMIT, HARDWARE, VERSIONS = range(4)  # what `origin` returns
 
 TEXT = """# Benchmark results
 
@@ -69,6 +82,20 @@ environments. Pauses and other work on the machine are in both.
 class Args(plot.Inputs):
     output: Path
     """the Markdown file to write"""
+    pages: tuple[Path, ...] = ()
+    """Markdown files whose tables are written anew"""
+
+
+@dataclass(kw_only=True)
+class Table(plot.Inputs):
+    """A table of a page: one row per seed, their mean and the paper's mean, and a line on where the runs come from."""
+
+    steps: tuple[int, ...] = tuple(1000 * k for k in (100, 200, 400, 600, 800, 1000, 1500, 2000, 3000, 4000, 5000))
+    """the columns, as far as the runs go"""
+    summary: bool = False
+    """one row per environment instead, at the last step that all its seeds have"""
+    csv: Path | None = None
+    """this file's rows instead of runs"""
 
 
 def last_and_best(runs):
@@ -109,10 +136,14 @@ def number(x):
     return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.1f}"
 
 
+def count(step):
+    """A number of steps as text: 470k or 1.5M."""
+    return f"{step / 1e6:g}M" if step >= 1e6 else f"{step / 1e3:g}k" if step >= 1e3 else f"{step:g}"
+
+
 def about(runs, step):
     """How many seeds and steps, as text: (1 seed, 470k)."""
-    steps = f"{step / 1e6:g}M" if step >= 1e6 else f"{step / 1e3:g}k" if step >= 1e3 else f"{step:g}"
-    return f"({plot.count_seeds(len(runs))}, {steps})"
+    return f"({plot.count_seeds(len(runs))}, {count(step)})"
 
 
 def table(header, rows):
@@ -147,8 +178,14 @@ def time_row(env, system, runs):
     return [env, system, *(numbers if hours > 0 else ["", ""])]  # NaN is not above 0
 
 
+def names(runs):
+    """Hopper-v4 meow 1, 2; Hopper-v4 sac 1"""
+    groups = plot.grouped(runs, "env", "system").items()
+    return "; ".join(f"{env} {system} {', '.join(str(run.seed) for run in own)}" for (env, system), own in groups)
+
+
 def origin(run):
-    """(commit, hardware, versions) of a run, from its config.json and the job.json beside it or above runs/."""
+    """(command without seed, commit, hardware, versions) from config.json and job.json, beside it or above runs/."""
     places = [run.path / "job.json", run.path.parent.parent / "job.json"]
     path, job = next(filter(Path.exists, places), None), {}
     try:
@@ -158,7 +195,93 @@ def origin(run):
     hardware = job.get("hardware") or {}
     gpus = ", ".join(hardware.get("gpus", [])) or "no GPU"
     versions = ", ".join(f"{name} {version}" for name, version in run.config.get("versions", {}).items())
-    return job.get("commit", ""), f"{hardware['cpu']}, {hardware['cores']} cores, {gpus}" if hardware else "", versions
+    command, commit = re.sub(r" --seed \d+", "", job.get("command", "")), job.get("commit", "")
+    return command, commit, f"{hardware['cpu']}, {hardware['cores']} cores, {gpus}" if hardware else "", versions
+
+
+def origins(runs, *fields):
+    """{(the fields of origin(run)): [Run, ...]}"""
+    groups = {}
+    for run in runs:
+        groups.setdefault(tuple(origin(run)[field] for field in fields), []).append(run)
+    return groups
+
+
+def footer(runs, name):
+    """A list: the commands with the commits they ran at, hardware and versions. name(runs) is how to call some runs."""
+    items = []
+    for (command,), own in origins(runs, COMMAND).items():
+        commits = ", ".join(f"`{commit[:7]}` ({name(at)})" for (commit,), at in origins(own, COMMIT).items())
+        items += [f"`{command}` at {commits}"] if command else []
+    places = origins(runs, HARDWARE, VERSIONS)
+    for place, own in places.items():
+        items.append((f"{name(own)}: " if len(places) > 1 else "") + "; ".join(filter(None, place)))
+    wrap = {"width": 118, "initial_indent": "- ", "subsequent_indent": "  "}
+    return "\n".join(textwrap.fill(item, break_on_hyphens=False, break_long_words=False, **wrap) for item in items)
+
+
+def curves(runs, steps):
+    """The table of the seeds' returns at steps, and its footer. A cell is empty where a run has no evaluation."""
+    steps = [step for step in steps if any(step in run.steps for run in runs)]
+    varied = [field for field in ("env", "system") if len(plot.grouped(runs, field)) > 1]
+
+    def name(own, what=None):
+        """Hopper-v4 meow, seeds 1, 2; of environment and system only what differs in the table."""
+        texts = []
+        for some in plot.grouped(own, "env", "system").values():
+            where = " ".join(getattr(some[0], field) for field in varied)
+            seeds = f"seed{'s' * (len(some) > 1)} {', '.join(str(run.seed) for run in some)}"
+            texts.append(f"{where}, {what or seeds}".removeprefix(", "))
+        return "; ".join(texts)
+
+    def row(title, points, best=""):
+        return [title, *("" if points.get(step) is None else number(points[step]) for step in steps), best]
+
+    rows = []
+    for env, in_env in plot.grouped(runs, "env").items():
+        for own in plot.grouped(in_env, "system").values():
+            for run in own:
+                at = run.returns.argmax()
+                best = f"{number(run.returns[at])} ({count(run.steps[at])})"
+                rows.append(row(name([run]), dict(zip(run.steps, run.returns, strict=True)), best))
+            common, returns, _ = plot.on_common_steps(own)
+            if len(own) > 1 and set(common) & set(steps):
+                means = dict(zip(common, returns.mean(axis=0), strict=True))
+                rows.append(row(name(own, f"mean of {len(own)}"), means))
+        for paper in plot.grouped(in_env, "paper_name"):
+            if (env, paper) in plot.paper_curves():
+                title = f"the paper's {paper}" + f" on {env}" * ("env" in varied)
+                rows.append(row(title, {step: paper_value(env, paper, step) for step in steps}))
+    return f"{table(['run', *map(count, steps), 'best'], rows)}\n\n{footer(runs, name)}"
+
+
+def summary(runs):
+    """The table of a page with one row per environment."""
+    rows = []
+    for (env, _), own in plot.grouped(runs, "env", "system").items():
+        step, last, _ = last_and_best(own)
+        spread = f"{number(last.min())} to {number(last.max())}" if len(own) > 1 else ""
+        paper = paper_value(env, own[0].paper_name, step)
+        paper = "" if paper is None else number(paper)
+        rows.append([env, count(step), str(len(own)), number(last.mean()), spread, paper])
+    return table(["environment", "steps", "seeds", "mean", "lowest to highest", "the paper's mean"], rows)
+
+
+def fill(text):
+    """A page's text with its tables written anew."""
+
+    def write(match):
+        words = [path for word in shlex.split(match[2]) for path in sorted(glob.glob(word)) or [word]]
+        args = tyro.cli(Table, args=words)
+        if args.csv:
+            header, *rows = csv.reader(args.csv.read_text().splitlines())
+            written = table(header, rows)
+        else:
+            runs = plot.load_runs(args)
+            written = summary(runs) if args.summary else curves(runs, args.steps)
+        return f"{match[1]}\n\n{written}\n\n<!-- end -->"
+
+    return re.sub(r"(<!-- report\.py (.*?) -->)\n.*?<!-- end -->", write, text, flags=re.DOTALL)
 
 
 def report(runs, systems, resamples=9_999):
@@ -181,14 +304,6 @@ def report(runs, systems, resamples=9_999):
         interval = iqm_interval([last], resamples)
         return f"{number(iqm(last))}, " + (" to ".join(map(number, interval)) if interval else "no interval")
 
-    def names(own):
-        """Hopper-v4 meow 1, 2; Hopper-v4 sac 1"""
-        groups = plot.grouped(own, "env", "system").items()
-        return "; ".join(f"{env} {system} {', '.join(str(run.seed) for run in runs)}" for (env, system), runs in groups)
-
-    origins = {}
-    for run in runs:
-        origins.setdefault(origin(run), []).append(run)
     return TEXT.format(
         last=matrix(lambda last, _: number(last.mean())),
         best=matrix(lambda _, best: number(best.mean())),
@@ -201,7 +316,7 @@ def report(runs, systems, resamples=9_999):
         ),
         origins=table(
             ["environment, system, seeds", "commit", "hardware", "versions"],
-            [[names(own), *where] for where, own in origins.items()],
+            [[names(own), *where] for where, own in origins(runs, COMMIT, HARDWARE, VERSIONS).items()],
         ),
     )
 
@@ -215,6 +330,8 @@ def main(args):
     text = report(runs, list(args.systems) or sorted(plot.grouped(runs, "system")))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(text)
+    for page in args.pages:
+        page.write_text(fill(page.read_text()))
 
 
 if __name__ == "__main__":
