@@ -568,14 +568,19 @@ class Episodes(gym.Wrapper):
         stream = bits.state if isinstance(bits, np.random.PCG64) else None  # others' states are not plain data
         self.begun, self.total = [*self.begun[-1:], (self.steps, random_streams(), stream, seed)], 0.0
         obs, info = self.env.reset(seed=seed, options=options)
-        return np.array(obs, dtype=np.float32).reshape(self.observation_space.shape), info
+        return self.copied(obs), info
+
+    def copied(self, obs, reward=0.0):
+        """obs as a new array, float32 (S,). Raises FloatingPointError if it, or the reward, is not finite."""
+        obs = np.array(obs, dtype=np.float32).reshape(self.observation_space.shape)
+        if not (np.isfinite(obs).all() and np.isfinite(np.float32(reward))):
+            raise FloatingPointError("an observation or reward of the environment is not finite in float32")
+        return obs
 
     def step(self, action):
         obs, reward, terminated, truncated, info = self.env.step(action)
-        obs = np.array(obs, dtype=np.float32).reshape(self.observation_space.shape)
         reward, terminated, truncated = (np.asarray(x).item() for x in (reward, terminated, truncated))
-        if not (np.isfinite(obs).all() and np.isfinite(np.float32(reward))):
-            raise FloatingPointError("an observation or reward of the environment is not finite in float32")
+        obs = self.copied(obs, reward)
         self.steps, self.total = self.steps + 1, self.total + reward
         if terminated or truncated:
             length = self.steps - self.begun[-1][0]

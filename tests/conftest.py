@@ -68,7 +68,7 @@ class CountingEnv(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.episode, self.t = self.episode + 1, 0
-        return self.observe(), {}
+        return self.observe() * (np.nan if self.poison == ("reset", self.episode) else 1), {}
 
     def step(self, action):
         self.t += 1
@@ -87,6 +87,7 @@ register("Counting-v0")
 for what in ("obs", "reward", "overflow"):
     register(f"Poisoned-{what}-v0", poison=(what, 1))  # the evaluation at step 0 plays episode 0
 register("Poisoned-first-v0", poison=("obs", 0))
+register("Poisoned-reset-v0", poison=("reset", 7))  # not at the first contact, which resets six times
 register("Discrete-v0", action_space=gym.spaces.Discrete(3))
 register("Unbounded-v0", action_space=gym.spaces.Box(-np.inf, np.inf, (2,)))
 register("IntegerAction-v0", action_space=gym.spaces.Box(-1, 1, (2,), np.int64))
