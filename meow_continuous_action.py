@@ -501,9 +501,9 @@ def paper_row(env_id):
 
 
 RULES = """0 <= --learning-starts < --total-timesteps; 1 <= --batch-size <= --buffer-size; 1 <= --eval-frequency
-    1 <= --eval-episodes; 1 <= --eval-max-steps; 1 <= --checkpoint-frequency; 1 <= --torch-threads; 0 <= --seed < 2**32
+    1 <= --eval-episodes; 1 <= --eval-max-steps; 1 <= --checkpoint-frequency; 1 <= --torch-threads <= 1024
     0 < --learning-rate < inf; 0 < --max-grad-norm < inf; 0 < --alpha < inf; 0 < --tau <= 1; 0 <= --gamma <= 1
-    -inf < --sigma-min < --sigma-max < inf; None in (--resume, --evaluate)"""
+    0 <= --seed < 2**32; -inf < --sigma-min < --sigma-max < inf; None in (--resume, --evaluate)"""
 
 
 def check_args(args):

@@ -545,11 +545,11 @@ def paper_row(task):
     return row if row in PAPER_SETTINGS else None
 
 
-RULES = """1 <= --num-envs; 1 <= --batch-size; 1 <= --buffer-steps; 1 <= --log-frequency; 1 <= --checkpoint-frequency
-    1 <= --eval-episodes; 1 <= --torch-threads; 0 <= --seed < 2**32; 0 <= --random-steps <= --learning-starts
-    1 <= --learning-starts < --total-vector-steps; ':' in --make; 0 < --learning-rate < inf; 0 < --max-grad-norm < inf
-    0 < --alpha < inf; 0 < --tau <= 1; 0 <= --gamma <= 1; -inf < --sigma-min < --sigma-max < inf
-    None in (--resume, --evaluate)"""
+RULES = """1 <= --num-envs; 1 <= --batch-size <= --num-envs * --buffer-steps; 1 <= --buffer-steps; 1 <= --log-frequency
+    1 <= --checkpoint-frequency; 1 <= --eval-episodes; 1 <= --torch-threads <= 1024; 0 <= --seed < 2**32
+    0 <= --random-steps <= --learning-starts; 1 <= --learning-starts < --total-vector-steps; ':' in --make
+    0 < --learning-rate < inf; 0 < --max-grad-norm < inf; 0 < --alpha < inf; 0 < --tau <= 1; 0 <= --gamma <= 1
+    -inf < --sigma-min < --sigma-max < inf; None in (--resume, --evaluate)"""
 
 
 def check_args(args):
@@ -612,7 +612,7 @@ def copied(x, num_envs, device):
     """A float32 copy (N, ...), for a simulator reuses its memory, of a tensor, array, {"obs": x} or (x, info)."""
     x = x[0] if isinstance(x, tuple) else x
     x = x["obs"] if isinstance(x, dict) else x
-    return torch.as_tensor(x, dtype=torch.float32, device=device).clone().reshape(num_envs, -1)
+    return torch.as_tensor(x, dtype=torch.float32, device=device).clone().unflatten(0, (num_envs, -1)).flatten(1)
 
 
 def step_simulator(env, actions, resets):
@@ -620,8 +620,8 @@ def step_simulator(env, actions, resets):
     and in_episode (N,): whose reward counts; a resetting step's if it is a first step (AllegroHand: progress 1)."""
     obs, *rest, extras = env.step(actions)
     obs, reward, done, timed_out = (copied(x, len(resets), resets.device) for x in (obs, *rest, extras["time_outs"]))
-    progress = getattr(env, "progress_buf", torch.zeros_like(resets))
-    return obs, reward[:, 0], done[:, 0] != 0, timed_out[:, 0] != 0, ~resets | (progress == 1)
+    reward, done, timed_out = (x.view_as(resets) for x in (reward, done, timed_out))
+    return obs, reward, done != 0, timed_out != 0, ~resets | (getattr(env, "progress_buf", 0 * done) == 1)
 
 
 def set_up_torch(args):

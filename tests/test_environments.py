@@ -212,7 +212,8 @@ class Simulator:
         obs[:, 0], obs[:, 1] = torch.arange(self.n), self.t
         if self.kind == "numpy":
             return {"obs": obs.double().numpy()}
-        return {"bare": obs, "pair": (obs, {}), "narrow": {"obs": obs[:, :1]}}.get(self.kind, {"obs": obs})
+        others = {"bare": obs, "pair": (obs, {}), "narrow": {"obs": obs[:, :1]}, "transposed": obs.T}
+        return others.get(self.kind, {"obs": obs})
 
     def reset(self):
         self.t.zero_()
@@ -226,6 +227,8 @@ class Simulator:
         time_outs = self.done.clone()
         if self.kind == "numpy":
             return self.obs(), reward.double().numpy()[:, None], self.done.numpy(), {"time_outs": time_outs.numpy()}
+        if self.kind == "two rewards":
+            reward = torch.ones(self.n, 2)
         if self.kind == "gymnasium":
             return self.obs(), reward, self.done, time_outs, {}
         return self.obs(), reward, self.done, {} if self.kind == "no time_outs" else {"time_outs": time_outs}
@@ -272,6 +275,8 @@ def test_what_a_simulator_returns_is_converted_and_every_step_counts(kind, tmp_p
         ('{"kind": "image"}', ["unpack"]),
         ('{"kind": "bounds"}', ["not [-1,1]"]),
         ('{"kind": "narrow"}', ["its observations are (4, 1)"]),
+        ('{"kind": "transposed"}', ["RuntimeError"]),
+        ('{"kind": "two rewards"}', ["RuntimeError"]),
         ('{"wind": 3}', ["wind"]),
         ("kind=plain", ["--make-kwargs kind=plain", "JSONDecodeError"]),
         ("[1]", ["--make-kwargs [1]", "TypeError"]),
