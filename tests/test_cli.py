@@ -88,7 +88,8 @@ def test_the_filming_camera_follows_the_body(tmp_path):
 
 BAD_FLAGS = """
 --total-timesteps=0; --buffer-size=-5; --batch-size=0; --eval-frequency=0; --eval-episodes=-1; --torch-threads=0
---checkpoint-frequency=0; --seed=-1; --seed=4294967296; --learning-starts=-1; --learning-rate=0; --learning-rate=nan
+--torch-threads=1025; --checkpoint-frequency=0; --seed=-1; --seed=4294967296; --learning-starts=-1
+--learning-rate=0; --learning-rate=nan
 --max-grad-norm=-1; --alpha=-0.1; --alpha=inf; --tau=0; --tau=1.5; --gamma=1.1; --sigma-min=-0.3; --sigma-max=-6
 --sigma-max=inf; --learning-starts=1500000; --buffer-size=255; --buffer-size=1000000000000 GB; --coupling=spline affine
 --num-shifts=3 '0', '1', '2'; --resume=none none; --evaluate=none none; --resume= ; --evaluate= ; --save-model

@@ -209,7 +209,7 @@ def test_every_ablation_trains(num_shifts, coupling):
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize("env_id", [f"Poisoned-{what}-v0" for what in ("obs", "reward", "overflow", "first", "reset")])
 def test_a_number_of_the_environment_that_is_not_finite_stops_the_run_after_the_logs_are_written(env_id):
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(FloatingPointError, match="of the environment is not finite"):
         train(small_args(env_id=env_id, eval_episodes=1, checkpoint_frequency=1))
     (run_dir,) = Path("runs").iterdir()
     if env_id != "Poisoned-first-v0":  # the others come after the first evaluation

@@ -411,9 +411,9 @@ def draw_system(axes, runs, style, in_hours):
     for run in runs:
         line(run.steps, run.seconds, run.returns, **style, **({"alpha": 0.45, "markevery": []} if averaged else {}))
     if averaged:
-        x = line(steps, seconds.mean(axis=0), returns.mean(axis=0), linewidth=1.8, markersize=7, **style)
-    if averaged and len(runs) >= 5:
         mean, half_width = mean_and_ci(returns)
+        x = line(steps, seconds.mean(axis=0), mean, linewidth=1.8, markersize=7, **style)
+    if averaged and len(runs) >= 5:
         axes.fill_between(x, mean - half_width, mean + half_width, color=style["color"], alpha=0.2, linewidth=0)
 
 
