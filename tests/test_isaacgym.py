@@ -451,7 +451,7 @@ def refused(flags, cwd, *words, **env):
         ([*MUJOCO[:3], "Walker"], ["must make --task Walker", "AntMujoco, HumanoidMujoco"]),
         ([*MUJOCO, "--random-steps", "0", "--learning-starts", "0"], ["1 <= --learning-starts"]),
         ([*MUJOCO, "--num-envs", "0"], ["1 <= --num-envs"]),
-        ([*MUJOCO, "--num-envs", "4", "--buffer-steps", "5"], ["--batch-size <= --num-envs * --buffer-steps"]),
+        ([*MUJOCO, *SMALL, "--buffer-steps", "3", "--total-vector-steps", "20"], ["<= --num-envs * --buffer-steps"]),
         ([*MUJOCO, "--learning-starts", "50"], ["0 <= --random-steps <= --learning-starts"]),
         ([*MUJOCO, "--buffer-steps", "100000000"], ["--buffer-steps", "GB"]),
         ([*MUJOCO, "--sigma-min", "3"], ["--sigma-min < --sigma-max"]),
