@@ -541,7 +541,7 @@ def check_env(args, device):
                 raise TypeError("it renders no pictures")
             os.makedirs("videos", exist_ok=True)
         env.close()
-    except Exception as error:  # every environment fails in its own way
+    except (Exception, SystemExit) as error:  # every environment fails in its own way
         hint = "PACKAGE:ID imports PACKAGE first, or your MY_MODULE.py, with kwargs or wrappers (FlattenObservation)"
         flags = f"--env-id {args.env_id}" + " --capture-video" * args.capture_video
         raise UsageError(f"{flags} must work here: {type(error).__name__}: {error}; {hint}") from error

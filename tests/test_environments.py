@@ -36,6 +36,8 @@ class Count(gym.Env):
             self.observation_space = gym.spaces.Dict(x=gym.spaces.Box(-9, 999, (2,)))
         if kind == "constructor":
             raise OSError("the data set is missing")
+        if kind == "quits":
+            sys.exit(0)
 
     def observation(self):
         numbers = [self.t, self.episode]
@@ -92,6 +94,7 @@ def test_however_an_environment_returns_its_numbers_they_are_stored_as_they_were
         ("old reset", ["must work here"]),
         ("old step", ["must work here"]),
         ("constructor", ["OSError: the data set is missing"]),
+        ("quits", ["SystemExit"]),
         ("dict", ["1-D Box", "MY_MODULE.py", "FlattenObservation"]),
     ],
 )
