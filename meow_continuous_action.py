@@ -465,9 +465,9 @@ def train(args):
             if global_step > args.learning_starts:
                 data, q, numbers = draw_learn_and_act(torch.from_numpy(obs[None]).to(device))
                 u, (loss, grad_norm) = np.split(numbers.cpu().numpy(), [act_dim])
-                if not np.isfinite(loss + grad_norm):
+                if not np.isfinite(loss + grad_norm + u.sum()):
                     advice = "lower --learning-rate or raise --alpha"
-                    raise FloatingPointError(f"loss or gradient not finite at step {global_step:,}: {advice}")
+                    raise FloatingPointError(f"loss, gradient or action not finite at step {global_step:,}: {advice}")
                 if global_step % 100 == 0:
                     scalars = {f"losses/qf{k + 1}_values": q_k for k, q_k in enumerate(q.mean(dim=0))}
                     scalars |= {"losses/qf_loss": loss, "losses/grad_norm": grad_norm}
@@ -767,7 +767,7 @@ class Run(contextlib.AbstractContextManager):
         self.progress = tqdm(total=total, initial=self.first_step, dynamic_ncols=True, mininterval=1.0, miniters=1)
 
     def __exit__(self, kind, error, traceback):
-        if isinstance(error, (KeyboardInterrupt, OSError)) and (self.dir / "checkpoint.pt").exists():
+        if kind not in (None, FloatingPointError) and (self.dir / "checkpoint.pt").exists():
             self.say(f"continue with: python {shlex.join([sys.argv[0], '--resume', str(self.dir)])}")
         self.progress.close()
         self.writer.close()

@@ -126,6 +126,12 @@ def test_tracking_without_a_login_is_refused(tmp_path):
     assert_refused(result, "--track", tmp_path, "WANDB_MODE=offline")
 
 
+def test_a_run_that_its_environment_ends_says_how_to_continue(script):
+    result = script("--env-id", "Quitting-v0", *SHORT, "--eval-episodes", "1", "--checkpoint-frequency", "10")
+    (run_dir,) = Path("runs").iterdir()
+    assert result.stdout.strip().endswith(f"continue with: python meow_continuous_action.py --resume {run_dir}")
+
+
 def test_a_diverged_run_stops_with_one_sentence_and_its_logs(script):
     result = script("--env-id", "Poisoned-obs-v0", *SHORT, "--eval-episodes", "1")
     assert result.returncode == 1 and "Traceback" not in result.stderr

@@ -233,3 +233,8 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_at_its_step_and_say
     (run_dir,) = Path("runs").iterdir()
     state = torch.load(run_dir / "checkpoint.pt", weights_only=True)
     assert state["step"] in (60, 70) and torch.isfinite(state["learned"]["policy"]).all()  # the last one stands
+
+
+def test_a_policy_that_has_diverged_is_not_blamed_on_the_environment():
+    with pytest.raises(FloatingPointError, match="or action not finite at step 5.: lower --learning-rate"):
+        train(small_args(learning_rate=1e30))
