@@ -579,7 +579,7 @@ class Episodes(gym.Wrapper):
 
     def step(self, action):
         obs, reward, terminated, truncated, info = self.env.step(action)
-        reward, terminated, truncated = (np.asarray(x).item() for x in (reward, terminated, truncated))
+        reward, terminated, truncated = (float(np.asarray(x).item()) for x in (reward, terminated, truncated))
         obs = self.copied(obs, reward)
         self.steps, self.total = self.steps + 1, self.total + reward
         if terminated or truncated:

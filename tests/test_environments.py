@@ -55,7 +55,8 @@ class Count(gym.Env):
 
     def step(self, action):
         self.t += 1
-        reward, ends = {"array reward": (np.array([1.0]), np.array([False]))}.get(self.kind, (1.0, False))
+        kinds = {"array reward": (np.array([1.0]), np.array([False])), "no flag": (1.0, None)}
+        reward, ends = kinds.get(self.kind, (1.0, False))
         return (self.observation(), reward, ends, *([] if self.kind == "old step" else [False]), {})
 
 
@@ -93,6 +94,7 @@ def test_however_an_environment_returns_its_numbers_they_are_stored_as_they_were
         ("short", ["cannot reshape"]),
         ("old reset", ["must work here"]),
         ("old step", ["must work here"]),
+        ("no flag", ["NoneType"]),
         ("constructor", ["OSError: the data set is missing"]),
         ("quits", ["SystemExit"]),
         ("dict", ["1-D Box", "MY_MODULE.py", "FlattenObservation"]),
