@@ -767,7 +767,7 @@ class Run(contextlib.AbstractContextManager):
         self.progress = tqdm(total=total, initial=self.first_step, dynamic_ncols=True, mininterval=1.0, miniters=1)
 
     def __exit__(self, kind, error, traceback):
-        if kind not in (None, FloatingPointError) and (self.dir / "checkpoint.pt").exists():
+        if kind not in (None, FloatingPointError) and (self.dir / "checkpoint.pt").exists():  # it would diverge again
             self.say(f"continue with: python {shlex.join([sys.argv[0], '--resume', str(self.dir)])}")
         self.progress.close()
         self.writer.close()
