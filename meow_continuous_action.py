@@ -547,9 +547,9 @@ def check_env(args, device):
         raise UsageError(f"{flags} must work here: {type(error).__name__}: {error}; {hint}") from error
     if np.ptp(rounds, axis=0).any():  # in three rounds, for BipedalWalker-v3 differs in the third
         print(f"{args.env_id} does not repeat after reset(seed=...): evaluations differ by more than the policy")
-    if (gym.spec(env.unwrapped.spec.id).max_episode_steps or math.inf) > args.eval_max_steps:
-        limit = f"--eval-max-steps {args.eval_max_steps}"
-        print(f"{args.env_id} registers no time limit up to {limit}, where evaluations end")
+    limited = env.has_wrapper_attr("_max_episode_steps")  # gymnasium's TimeLimit, wherever it wraps
+    if not limited or env.get_wrapper_attr("_max_episode_steps") > args.eval_max_steps:
+        print(f"{args.env_id} has no time limit up to --eval-max-steps {args.eval_max_steps}, where evaluations end")
     if mujoco.__version__ != "3.4.0":  # the newest whose contacts are those of the paper's 2.3.7; 3.5.0 changed them
         print(f"mujoco {mujoco.__version__} is not 3.4.0: returns do not compare with the paper's", flush=True)
     obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]
@@ -588,7 +588,7 @@ class Episodes(gym.Wrapper):
         return obs, reward, terminated, truncated, info
 
 
-def make_env(env_id, video_folder=None, max_steps=sys.maxsize):
+def make_env(env_id, video_folder=None, max_steps=None):
     """The environment in `Episodes`, with actions in [-1,1]^A, rescaled to its own bounds (Humanoid's are +-0.4) and
     clipped, as rounding may leave them. video_folder "" renders, None does not. TypeError for unfit spaces."""
     env = gym.make(env_id, **({} if video_folder is None else {"render_mode": "rgb_array"}))
@@ -596,7 +596,7 @@ def make_env(env_id, video_folder=None, max_steps=sys.maxsize):
     fits = all(isinstance(box, gym.spaces.Box) and len(box.shape) == 1 for box in (obs_space, space))
     if not (fits and space.dtype.kind == "f" and space.is_bounded() and (space.low < space.high).all()):
         raise TypeError(f"needs a 1-D Box of observations, a bounded 1-D Box of float actions; {obs_space}, {space}")
-    env = gym.wrappers.TimeLimit(env, max_steps)
+    env = gym.wrappers.TimeLimit(env, max_steps) if max_steps else env
     if video_folder:
         renderer = getattr(env.unwrapped, "mujoco_renderer", None)
         if renderer is not None:  # gymnasium 1.4 films where the body started; the model's camera follows it
