@@ -71,7 +71,7 @@ class Args:
     track: bool = False  # track this experiment with Weights and Biases (offline: set WANDB_MODE=offline)
     wandb_project_name: str = "meow"  # the project's name at W&B
     wandb_entity: str | None = None  # the entity (team) of the project at W&B
-    capture_video: bool = False  # film to videos/NAME: training episodes 0, 1, 8, 27, ...; --evaluate: the first
+    capture_video: bool = False  # film to videos/: training episodes 0, 1, 8, 27, ...; --evaluate: the first
     # Evaluation (the paper's protocol) and checkpoints
     eval_frequency: int = 10_000  # steps between two evaluations; there is one at step 0 and one at the end too
     eval_episodes: int = 10  # episodes of an evaluation, reset with seeds 0, 1, 2, ...
@@ -256,7 +256,7 @@ class FlowPolicy(nn.Module):
         return log_det - 0.5 * (scaled_z / self.log_sigma(obs).exp()).square().sum(dim=1)
 
     def log_partition(self, obs):
-        """-log( prod_{i in S_l} |det J_i| ), of z = u / sigma(s), with p_z's constant: (B, S) -> (B,)."""
+        """-log( prod_{i in S_l} |det J_i| ), with p_z's constant: (B, S) -> (B,)."""
         return self.log_sigma(obs).sum(dim=1) + 0.5 * self.act_dim * math.log(2 * math.pi)
 
     def get_q(self, obs, u, dropout=None):
@@ -291,7 +291,7 @@ class FlowPolicy(nn.Module):
         return torch.tanh(self.draw(obs, deterministic))
 
 
-# A batch, float32: (B, S), (B, S), (B, A; as stored: here before tanh), (B, 1), (B, 1)
+# A batch, float32: (B, S), (B, S), (B, A; before tanh), (B, 1), (B, 1)
 Transitions = namedtuple("Transitions", ["obs", "next_obs", "act", "reward", "terminated"])
 
 
@@ -329,24 +329,23 @@ class Adam:
     """Adam (Kingma & Ba 2015) on a vector (P,): torch.optim.Adam's numbers, but torch.compile can trace it."""
 
     def __init__(self, vector, lr):
-        self.vector, self.lr = vector, lr
-        self.exp_avg, self.exp_avg_sq = torch.zeros_like(vector), torch.zeros_like(vector)
+        self.lr, self.exp_avg, self.exp_avg_sq = lr, torch.zeros_like(vector), torch.zeros_like(vector)
         self.betas = torch.tensor([0.9, 0.999], dtype=torch.float64, device=vector.device)
         self.beta_powers = torch.ones_like(self.betas)
 
-    def step(self, grad):
+    def step(self, vector, grad):
         """Moves the vector, given the gradient (P,) at it."""
         # SPEED: -3%; compiled, betas**steps is computed again for every 16 numbers. The clamp avoids slow denormals
         self.beta_powers.mul_(self.betas).clamp_(min=1e-300)
         bias1, bias2 = (1 - self.beta_powers).to(grad.dtype)
         self.exp_avg.lerp_(grad, 1 - 0.9)
         self.exp_avg_sq.mul_(0.999).addcmul_(grad, grad, value=1 - 0.999)
-        self.vector.sub_(self.lr / bias1 * self.exp_avg / (self.exp_avg_sq.sqrt() * bias2.rsqrt() + 1e-8))
+        vector.sub_(self.lr / bias1 * self.exp_avg / (self.exp_avg_sq.sqrt() * bias2.rsqrt() + 1e-8))
 
 
 def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout=None):
-    """Algorithm 1's update: a gradient step on Eq. 9 and a Polyak step of the target.
-    optimizer: Adam(policy.vector, lr). data: Transitions. dropout: masks of `policy.dropout_masks(B)`, or None.
+    """Algorithm 1's update: a gradient step on Eq. 9 and a Polyak step of the target, at first a copy of the policy.
+    optimizer: Adam(policy.vector, lr). data: Transitions, act before tanh. dropout: `policy.dropout_masks(B)` or None.
     Returns the loss (), Q (B, max(1, num_shifts)) and the norm of the gradient before it is clipped ()."""
     with torch.no_grad():
         v_clip = target.get_v(data.next_obs).min(dim=1, keepdim=True).values  # SCDQ: V + min(b1, b2), Sec. 3.2
@@ -358,13 +357,13 @@ def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout=N
     with torch.no_grad():
         grad = torch.cat([g.flatten() for g in grads])
         grad_norm = torch.linalg.vector_norm(grad)
-        optimizer.step(grad * (max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
+        optimizer.step(policy.vector, grad * (max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
         target.vector.lerp_(policy.vector, tau)  # target <- (1 - tau) * target + tau * policy (Polyak)
     return loss.detach(), q.detach(), grad_norm
 
 
 def learn_and_act(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout, obs, z):
-    """An `update`, and the next action at obs (1, S) from noise z (1, A): u (1, A), loss, Q (B, 2), gradient norm."""
+    """An `update`, and the next action at obs (1, S) from noise z (1, A): u (1, A), loss, Q, gradient norm."""
     loss, q, grad_norm = update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout)
     with torch.no_grad():
         return policy(obs, z), loss, q, grad_norm
@@ -417,9 +416,9 @@ def train(args):
         def draw_learn_and_act(obs):
             """All of a learning step except the environment: obs (1, S) -> the batch, Q, [u, loss, gradient norm]."""
             data, dropout = rb.sample(args.batch_size), policy.dropout_masks(args.batch_size)
-            rates, z = (args.gamma, args.tau, args.max_grad_norm), torch.randn(1, act_dim, device=device)
-            u, loss, q, grad_norm = learn.run(optimizer, data, *rates, dropout, obs, z)
-            return data, q, torch.cat([u[0], torch.stack([loss, grad_norm])])  # one transfer from a GPU
+            z = torch.randn(1, act_dim, device=device)
+            u, loss, q, norm = learn.run(optimizer, data, args.gamma, args.tau, args.max_grad_norm, dropout, obs, z)
+            return data, q, torch.cat([u[0], torch.stack([loss, norm])])  # one transfer from a GPU
 
         if device.type == "cuda" and args.cuda_graph:
             draw_learn_and_act = CudaGraph(draw_learn_and_act)
@@ -444,7 +443,7 @@ def train(args):
         else:
             evaluate_and_save(0)
         if obs is None:
-            env.steps, u = rb.added, None
+            env.steps, env.begun, u = rb.added, [], None
             obs, _ = env.reset(seed=(args.seed + run.first_step) % 2**32)  # seeds the stream of all episodes
         for global_step in range(run.first_step + 1, args.total_timesteps + 1):
             # Algorithm 1: act. The first actions are uniform, the later ones come with the update before them
@@ -463,8 +462,8 @@ def train(args):
 
             # Algorithm 1: one gradient step on Eq. 9, one step of the target, and the next action
             if global_step > args.learning_starts:
-                data, q, numbers = draw_learn_and_act(torch.from_numpy(obs[None]).to(device))
-                u, (loss, grad_norm) = np.split(numbers.cpu().numpy(), [act_dim])
+                data, q, packed = draw_learn_and_act(torch.from_numpy(obs[None]).to(device))
+                u, (loss, grad_norm) = np.split(packed.cpu().numpy(), [act_dim])
                 if not np.isfinite(loss + grad_norm + u.sum()):
                     advice = "lower --learning-rate or raise --alpha"
                     raise FloatingPointError(f"loss, gradient or action not finite at step {global_step:,}: {advice}")
@@ -550,7 +549,7 @@ def check_env(args, device):
     limited = env.has_wrapper_attr("_max_episode_steps")  # gymnasium's TimeLimit, wherever it wraps
     if not limited or env.get_wrapper_attr("_max_episode_steps") > args.eval_max_steps:
         print(f"{args.env_id} has no time limit up to --eval-max-steps {args.eval_max_steps}, where evaluations end")
-    if mujoco.__version__ != "3.4.0":  # the newest whose contacts are those of the paper's 2.3.7; 3.5.0 changed them
+    if paper_row(args.env_id) and mujoco.__version__ != "3.4.0":  # the newest with the contacts of the paper's 2.3.7
         print(f"mujoco {mujoco.__version__} is not 3.4.0: returns do not compare with the paper's", flush=True)
     obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]
     check_memory("--buffer-size", args.buffer_size, 2 * obs_dim + act_dim + 2, device)
@@ -643,7 +642,7 @@ def set_up_torch(args):
 
 
 class CompiledStep(nn.Module):
-    """`run(...)` calls step(policy, target, ...), compiled for layout and plain numbers of the first inputs."""
+    """`run(...)` calls step(policy, target, ...), compiled once: shapes, gamma, tau, alpha are the first call's."""
 
     def __init__(self, step, policy, target, compiled=True):
         super().__init__()
@@ -667,7 +666,7 @@ class CompiledStep(nn.Module):
                 torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes a part of the one graph
                 options = {"cpp_wrapper": True}  # SPEED: -6%
                 options["cpp.enable_floating_point_contract_flag"] = "fast"  # SPEED: -3%, by fused multiply-adds
-                options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe  # SPEED: -5%; no setting changes
+                options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe  # SPEED: -5%: not checked later
                 settings = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True, "options": options}
                 self.function = torch.compile(CompiledStep.on_vectors, **settings)
                 return self.function(self, *inputs)
@@ -678,7 +677,7 @@ class CompiledStep(nn.Module):
 
 
 class CudaGraph:
-    """`step`, a function of obs (B, S), from the fourth call one CUDA graph. SPEED: 564 steps/s on an H100 for 68."""
+    """`step`, a function of obs (B, S), from the fourth call one CUDA graph. SPEED: 564 steps/s on an H100, not 68."""
 
     def __init__(self, step):
         self.step, self.calls, self.stream, self.graph = step, 0, torch.cuda.Stream(), torch.cuda.CUDAGraph()
@@ -701,9 +700,10 @@ class CudaGraph:
 
 
 def random_streams():
-    """The states of the global random streams (python, numpy, torch, each GPU's), as plain data."""
+    """The states of the global random streams (python, numpy, torch, GPUs in use), as plain data."""
     numpy = tuple(x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state())
-    return random.getstate(), numpy, torch.get_rng_state(), torch.cuda.get_rng_state_all()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # asking would initialise CUDA
+    return random.getstate(), numpy, torch.get_rng_state(), gpus
 
 
 def set_random_streams(streams):
@@ -747,15 +747,17 @@ class Run(contextlib.AbstractContextManager):
             self.load_checkpoint(total)
         self.first_step, self.start_time = self.state["step"], time.time() - self.state["seconds"]
         self.config = {"args": {**asdict(args), "resume": None}, "versions": self.versions, "resumed": self.first_step}
+        self.lock = FileLock(self.dir / "lock")
         try:
+            if args.resume is not None:
+                self.lock.acquire(timeout=0)  # before W&B, which would disturb a live run
             if args.track:
                 import wandb
 
                 names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.dir.name}
                 names.update(id=self.state["wandb_id"], resume="allow", config={**self.config["args"], **self.config})
                 self.state["wandb_id"] = wandb.init(**names, sync_tensorboard=True, save_code=True).id
-            self.dir.mkdir(parents=True, exist_ok=args.resume is not None)
-            self.lock = FileLock(self.dir / "lock")
+            self.dir.mkdir(parents=True, exist_ok=args.resume is not None)  # after W&B: a bad login leaves no folder
             self.lock.acquire(timeout=0)
             (self.dir / "config.json").write_text(json.dumps(self.config, indent=2))
         except Exception as error:  # W&B without a key or network, bad WANDB_* variables: each its own class
@@ -771,7 +773,7 @@ class Run(contextlib.AbstractContextManager):
             self.say(f"continue with: python {shlex.join([sys.argv[0], '--resume', str(self.dir)])}")
         self.progress.close()
         self.writer.close()
-        self.lock.release()
+        self.lock.release(force=True)
 
     def say(self, text):
         """Prints above the progress bar."""
@@ -783,9 +785,9 @@ class Run(contextlib.AbstractContextManager):
         for name, value in scalars.items():
             self.writer.add_scalar(name, float(value), step)
 
-    def log_row(self, step, numbers):
+    def log_row(self, step, values):
         """Adds a line to the CSV file."""
-        self.state["rows"].append([step, round(time.time() - self.start_time, 1), *map(float, numbers)])
+        self.state["rows"].append([step, round(time.time() - self.start_time, 1), *map(float, values)])
         self.table.write_text("".join(",".join(map(str, row)) + "\n" for row in [self.columns, *self.state["rows"]]))
 
     def save_models(self, module, step, score, network):
@@ -797,7 +799,7 @@ class Run(contextlib.AbstractContextManager):
             save_file(self.dir / "model_best.pt", model)
             self.state["best"] = float(score)
 
-    def checkpoint(self, step, learned, **world):
+    def checkpoint(self, step, learned, **rest):
         """Writes what --resume needs, new transitions first. A kill or full disk leaves the one before it whole."""
         self.writer.flush()
         oldest, stop = max(0, self.rb.added - len(self.rb.rows)), self.rb.added
@@ -805,7 +807,7 @@ class Run(contextlib.AbstractContextManager):
         for first in range(replay[-1][1] if replay else oldest, stop, 2**20):
             replay.append((first, min(first + 2**20, stop)))
             save_file(self.dir / f"replay_{first}_{replay[-1][1]}.pt", {"rows": self.rb.get_rows(*replay[-1])})
-        self.state.update(step=step, config=self.config, seconds=time.time() - self.start_time, replay=replay, **world)
+        self.state.update(step=step, config=self.config, seconds=time.time() - self.start_time, replay=replay, **rest)
         self.state.update(random=random_streams(), learned={name: tensor.cpu() for name, tensor in learned.items()})
         save_file(self.dir / "checkpoint.pt", self.state)
         for path in {*self.dir.glob("replay_*")} - {self.dir / f"replay_{first}_{stop}.pt" for first, stop in replay}:
@@ -813,7 +815,7 @@ class Run(contextlib.AbstractContextManager):
 
     def load_checkpoint(self, total):
         """Fills `state` and the replay buffer."""
-        self.state = load_file(self.dir / "checkpoint.pt", "--resume", lambda state: {**state, "rows": state["rows"]})
+        self.state = load_file(self.dir / "checkpoint.pt", "--resume", dict)
         check_unchanged(self.args, self.state["config"]["args"], "--resume", MAY_CHANGE)
         before, now = self.state["config"]["versions"], self.versions
         if total < self.state["step"]:
@@ -874,8 +876,8 @@ def play(args):
     returns = evaluate(policy, envs, args.eval_deterministic)
     envs[0].close()  # writes the film
     print(*(f"episode {seed}: {episodic_return:.1f}" for seed, episodic_return in enumerate(returns)), sep="\n")
-    numbers = ", ".join(f"{name} {getattr(returns, name)():.1f}" for name in ("mean", "std", "min", "max"))
-    print(f"{len(returns)} {'deterministic' if args.eval_deterministic else 'stochastic'} episodes: {numbers}")
+    summary = ", ".join(f"{name} {getattr(returns, name)():.1f}" for name in ("mean", "std", "min", "max"))
+    print(f"{len(returns)} {'deterministic' if args.eval_deterministic else 'stochastic'} episodes: {summary}")
     return returns
 
 

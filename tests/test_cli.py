@@ -10,6 +10,7 @@ from pathlib import Path
 import imageio.v3
 import mujoco
 import pytest
+import torch
 
 import meow_continuous_action as meow
 
@@ -124,6 +125,13 @@ def test_tracking_without_a_login_is_refused(tmp_path):
     nowhere = {"WANDB_API_KEY": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_MODE": ""}
     result = run("--env-id", "Pendulum-v1", "--track", cwd=tmp_path, **nowhere, WANDB_BASE_URL="http://127.0.0.1:1")
     assert_refused(result, "--track", tmp_path, "WANDB_MODE=offline")
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_left_alone(script, monkeypatch):
+    monkeypatch.setattr(torch.cuda.random, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda.random, "_lazy_init", lambda: pytest.fail("CUDA was initialised"))
+    result = script("--env-id", "Pendulum-v1", *SHORT)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_run_that_its_environment_ends_says_how_to_continue(script):

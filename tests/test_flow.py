@@ -264,6 +264,14 @@ def test_updates_are_backward_clip_grad_norm_adam_and_polyak(coupling, num_shift
             torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
 
 
+def test_a_policy_that_moves_after_its_optimizer_was_made_still_learns():
+    policy, target = two_policies()
+    optimizer = Adam(policy.vector, 1e-3)
+    before = policy.to("cpu").vector.clone()
+    update(policy, target, optimizer, random_batch(policy), 0.9, 0.005, 30.0)
+    assert (torch.cat([param.flatten() for param in policy.parameters()]) - before).abs().max() > 1e-4
+
+
 def test_the_vector_holds_the_parameters_wherever_they_go(tmp_path):
     policy = random_policy(3, num_shifts=1)
     state = copy.deepcopy(policy.state_dict())
