@@ -829,7 +829,7 @@ class Run(contextlib.AbstractContextManager):
             load_file(self.dir / f"replay_{first}_{stop}.pt", "--resume", lambda file: self.rb.set_rows(file["rows"]))
 
 
-# What a resumed run may change: how long it runs, and what changes none of its numbers except by rounding.
+# What a resumed run may change: how long it runs, and what changes its numbers by rounding (cuda: its draws too).
 MAY_CHANGE = {"total_timesteps", "track", "wandb_project_name", "wandb_entity", "capture_video", "resume", "evaluate"}
 MAY_CHANGE |= {"cuda", "cuda_graph", "compile", "torch_threads"}
 

@@ -486,13 +486,12 @@ def train(args):
         u = results = None  # u: actions before tanh (N, A), where they came with the update before them
         restorable = hasattr(env, "get_state") and hasattr(env, "set_state")
         if run.first_step > 0:
-            for name, tensor in learned.items():
-                tensor.copy_(run.state["learned"][name])
+            for name in learned.keys() - (set() if restorable else {"running"}):  # new episodes have run one step
+                learned[name].copy_(run.state["learned"][name])
             if restorable:
                 env.set_state(run.state["env"])
                 obs, done, u = (x if x is None else x.to(device) for x in run.state["between_steps"])
             else:
-                statistics.running.zero_()
                 run.say(f"{args.make} has no get_state and set_state: not bit for bit as before, new episodes begin")
             set_random_streams(run.state["random"])
         for step in range(run.first_step, args.total_vector_steps):
@@ -519,7 +518,7 @@ def train(args):
             ends = step + 1 == args.total_vector_steps
             logs, saves = (ends or (step + 1) % n == 0 for n in (args.log_frequency, args.checkpoint_frequency))
             if (logs or saves) and not bool(finite):  # only here does the host wait for the device
-                raise FloatingPointError(f"a number not finite before vector step {step + 1:,}: lower --learning-rate")
+                raise FloatingPointError(f"not finite before vector step {step + 1:,}: simulator or --learning-rate")
             if logs:
                 log_and_save(step + 1, results)
             if saves:
@@ -579,7 +578,8 @@ def make_env(args, num_envs, device, buffer_steps=0):
     reset() -> {"obs": (N, S)}; only with an attribute reset_is_real = True does it begin episodes, else the first step
     step(actions (N, A)) -> {"obs": (N, S)}, reward (N,), done (N,), {"time_outs": (N,), ended by a time limit alone}
         The obs where done is the last; the next step resets without acting and returns the new episode's first obs
-    get_state() -> tensors and plain data, set_state(state): optional, for an exact --resume. Else UsageError."""
+    get_state() -> tensors and plain data, set_state(state): optional, for an exact --resume
+    Raises UsageError if the object does otherwise."""
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(args.seed)
     module, _, function = args.make.partition(":")
@@ -594,7 +594,7 @@ def make_env(args, num_envs, device, buffer_steps=0):
             first = (copied(env.reset(), num_envs, device), *(torch.zeros_like(x) for x in first[1:]))
         low, high = np.float32(getattr(space, "low", -1)), np.float32(getattr(space, "high", 1))
         if first[0].shape != (num_envs, obs_dim) or (low != -1).any() or (high != 1).any():
-            raise ValueError(f"its observations are {tuple(first[0].shape)} and actions in {space}, not [-1,1]")
+            raise ValueError(f"observations {tuple(first[0].shape)}, actions {space}: not {num_envs, obs_dim}, [-1,1]")
     except (Exception, SystemExit) as error:  # every simulator fails in its own way, Isaac Gym by quit()
         advice = "make_env says what it must return; for gymnasium: --make benchmark.simulators.gymnasium_vector:make"
         if module == "isaacgymenvs":
@@ -825,7 +825,7 @@ class Run(contextlib.AbstractContextManager):
             load_file(self.dir / f"replay_{first}_{stop}.pt", "--resume", lambda file: self.rb.set_rows(file["rows"]))
 
 
-# What a resumed run may change: how long it runs, and what changes none of its numbers except by rounding.
+# What a resumed run may change: how long it runs, and what changes its numbers by rounding (cuda: its draws too).
 MAY_CHANGE = {"total_vector_steps", "checkpoint_frequency", "track", "wandb_project_name", "wandb_entity", "resume"}
 MAY_CHANGE |= {"cuda", "cuda_graph", "compile", "torch_threads", "evaluate", "eval_episodes", "eval_deterministic"}
 

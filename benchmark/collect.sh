@@ -14,6 +14,7 @@ for system in "$@"; do
 done
 for system in "$@"; do
   for job in "$from/${system%/}"/seed_*/; do
+    [[ -d $job/runs ]] || continue # it never started
     to=$results/${system%/}/$(basename "$job")
     mkdir -p "$to"
     cp "$job/job.json" "$to"

@@ -77,14 +77,14 @@ train() {
   case " ${runner[*]} " in
     *" --dry-run "*) exit ;;
     *" --slurm-"*)
-      ((failed)) || echo "when the array has ended, the same line without Slurm's options draws the figure"
+      ((failed)) || echo "when the array has ended, the same line without Slurm's options runs what failed and draws the figure"
       exit $failed ;;
   esac
 }
 
 # draw [OPTIONS OF benchmark/tools/plot.py]: the figure of what was trained. A launcher's last step.
 draw() {
-  local figure=$output/figures/${launcher%.sh} what=(--env-ids "${env_ids[@]}" --systems "${systems[@]}")
+  local figure=$output/figures/${launcher%.sh} what=(--env-ids "${env_ids[@]##*:}" --systems "${systems[@]}")
   python benchmark/tools/plot.py --runs "$output" --output "$figure" "${what[@]}" "$@"
   echo "figure: $figure.png"
   exit $failed

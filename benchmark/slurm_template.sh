@@ -1,6 +1,7 @@
 #!/bin/bash
 # A Slurm job array of run.py, which fills in the double braces. Add what your cluster asks for: --partition,
-# --account, --time, --gpus=1 ... Any --time will do: a job resumes from its checkpoint as often as needed.
+# --account, --time, --gpus=1 ... Any --time above the minutes between two checkpoints (10,000 steps) will do: a job
+# resumes from its checkpoint as often as needed.
 #SBATCH --job-name=meow
 #SBATCH --array={{array}}
 #SBATCH --ntasks=1

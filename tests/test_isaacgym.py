@@ -404,8 +404,9 @@ def test_a_killed_run_on_mujoco_resumes_bit_for_bit(number, tmp_path):
     assert result.returncode == 2 and "--seed must stay 1 with --resume" in result.stderr
 
 
-def test_a_simulator_that_cannot_be_restored_begins_new_episodes(tmp_path):
-    run_dir, _ = run_stand_in(tmp_path, "--log-frequency", "7")
+@pytest.mark.parametrize("task", ["Ant", "AllegroHand"])
+def test_a_simulator_that_cannot_be_restored_begins_new_episodes(task, tmp_path):
+    run_dir, _ = run_stand_in(tmp_path, "--log-frequency", "7", task=task)
     before, _ = stored(run_dir)
     result = stand_in("--resume", str(run_dir), "--total-vector-steps", "160", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -448,6 +449,7 @@ def refused(flags, cwd, *words, **env):
             ["--make", "json:nothing"],
             ["--make json:nothing --make-kwargs {} must make --task Ant here: AttributeError"],
         ),
+        ([*MUJOCO, "--make-kwargs", '{"length": 500}'], ["TypeError", "length"]),
         ([*MUJOCO[:3], "Walker"], ["must make --task Walker", "AntMujoco, HumanoidMujoco"]),
         ([*MUJOCO, "--random-steps", "0", "--learning-starts", "0"], ["1 <= --learning-starts"]),
         ([*MUJOCO, "--num-envs", "0"], ["1 <= --num-envs"]),

@@ -196,11 +196,15 @@ def test_collect_copies_what_a_report_needs_of_each_run(smoke_repository):
     job = smoke_repository / "runs" / "benchmark" / "collected" / "Some-v4" / "meow" / "seed_3"
     (job / "runs" / "NAME").mkdir(parents=True)
     (job / "job.json").write_text("job")
+    never_started = job.with_name("seed_1")
+    never_started.mkdir()
+    (never_started / "job.json").write_text("refused")
     for name in ("config.json", "evaluations.csv", "checkpoint.pt"):
         (job / "runs" / "NAME" / name).write_text(name)
     result = launch("collect.sh", str(job.parents[2]), cwd=smoke_repository)
     assert result.returncode == 0, result.stderr
     copied = smoke_repository / "benchmark" / "results" / "Some-v4" / "meow" / "seed_3"
+    assert list(copied.parent.iterdir()) == [copied]
     assert {path.name: path.read_text() for path in copied.iterdir()} == {
         "job.json": "job",
         "config.json": "config.json",

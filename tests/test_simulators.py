@@ -1,10 +1,12 @@
 """benchmark/simulators/mujoco.py against MuJoCo's own functions and Isaac's contract."""
 
+import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
 import torch
 
+import meow_isaacgym
 from benchmark.simulators.isaaclab import IsaacLabVecTask
 from benchmark.simulators.mujoco import TASKS, make
 
@@ -137,7 +139,8 @@ class FakeIsaacLab:
     """What IsaacLabVecTask uses of a manager-based task: obs = [t], episodes of 3 steps ended by time in env 1."""
 
     num_envs, step_dt, reward_manager = 2, 0.5, None
-    single_observation_space, single_action_space = {"policy": "observations"}, "actions"
+    single_observation_space = {"policy": gym.spaces.Box(-np.inf, np.inf, (1,))}
+    single_action_space = gym.spaces.Box(-np.inf, np.inf, (1,))
     unwrapped = property(lambda self: self)
 
     def reset(self):
@@ -153,10 +156,12 @@ class FakeIsaacLab:
         return {"policy": self.t.clone()}, torch.ones(2), terminated, truncated, extras
 
 
-def test_the_isaac_lab_adapter_returns_last_observations_and_drops_no_time_limit():
-    env = IsaacLabVecTask(FakeIsaacLab())
-    assert env.reset()["obs"].tolist() == [[0], [0]]
+def test_the_isaac_lab_adapter_returns_last_observations_and_drops_no_time_limit(monkeypatch):
+    monkeypatch.setattr("benchmark.simulators.isaaclab.make", lambda *_, **__: IsaacLabVecTask(FakeIsaacLab()))
+    args = meow_isaacgym.Args(make="benchmark.simulators.isaaclab:make")
+    env, (obs, *_) = meow_isaacgym.make_env(args, 2, torch.device("cpu"))
+    assert obs.tolist() == [[1], [1]]
     seen = [env.step(5 * torch.ones(2, 1)) for _ in range(4)]
-    assert [obs["obs"][0, 0].item() for obs, *_ in seen] == [1, 2, 3, 1]
-    assert [done.tolist() for _, _, done, _ in seen] == [[0, 0], [0, 0], [1, 1], [0, 0]]
-    assert seen[2][3]["time_outs"].tolist() == [False, True] and seen[0][1].tolist() == [2, 2]
+    assert [obs["obs"][0, 0].item() for obs, *_ in seen] == [2, 3, 1, 2]
+    assert [done.tolist() for _, _, done, _ in seen] == [[0, 0], [1, 1], [0, 0], [0, 0]]
+    assert seen[1][3]["time_outs"].tolist() == [False, True] and seen[0][1].tolist() == [2, 2]

@@ -133,7 +133,7 @@ def resume_episode(run, env):
         if obs is not None:
             return obs
         run.say(f"{run.args.env_id} does not repeat its episode: not bit for bit as before, a new one begins")
-    env.steps = run.rb.added
+    env.steps, env.begun = run.rb.added, []
     return env.reset(seed=(run.args.seed + run.first_step) % 2**32)[0]  # seeds the stream of all episodes
 
 
@@ -154,8 +154,8 @@ def train(args, make_agent):
         else:
             evaluate(0)
         obs = resume_episode(run, env)
-        for global_step in range(run.first_step, args.total_timesteps):
-            if global_step < args.learning_starts:
+        for global_step in range(run.first_step + 1, args.total_timesteps + 1):
+            if global_step <= args.learning_starts:
                 act = (2 * torch.rand(act_dim) - 1).numpy()
             else:
                 with torch.no_grad():
@@ -177,12 +177,13 @@ def train(args, make_agent):
                     run.log(global_step, {"charts/SPS": int(global_step / (time.time() - run.start_time))})
             run.progress.update()
 
-            step, ends = global_step + 1, global_step + 1 == args.total_timesteps
-            if ends or step % args.eval_frequency == 0:
-                evaluate(step)
-            if ends or step % args.checkpoint_frequency == 0:
+            ends = global_step == args.total_timesteps
+            if ends or global_step % args.eval_frequency == 0:
+                evaluate(global_step)
+            if ends or global_step % args.checkpoint_frequency == 0:
                 optimizers = [optimizer.state_dict() for optimizer in agent.optimizers]
-                run.checkpoint(step, agent.state_dict(), optimizers=optimizers, begun=env.begun)
+                run.checkpoint(global_step, agent.state_dict(), optimizers=optimizers, begun=env.begun)
+        env.close()
         run.say(f"finished: {run.dir}")
     return agent, run
 

@@ -187,15 +187,14 @@ def train(args):
         learned, losses = {**agent.state_dict(), **vars(statistics)}, {}
         restorable = hasattr(env, "get_state") and hasattr(env, "set_state")
         if run.first_step > 0:
-            for name, tensor in learned.items():
-                tensor.copy_(run.state["learned"][name])
+            for name in learned.keys() - (set() if restorable else {"running"}):  # new episodes have run one step
+                learned[name].copy_(run.state["learned"][name])
             for optimizer, state in zip(agent.optimizers, run.state["optimizers"]):
                 optimizer.load_state_dict(state)
             if restorable:
                 env.set_state(run.state["env"])
                 obs, done = (tensor.to(device) for tensor in run.state["between_steps"])
             else:
-                statistics.running.zero_()
                 run.say(f"{args.make} has no get_state and set_state: not bit for bit as before, new episodes begin")
             meow.set_random_streams(run.state["random"])
         for step in range(run.first_step, args.total_vector_steps):

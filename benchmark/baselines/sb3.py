@@ -236,9 +236,9 @@ class Loop(BaseCallback):
         losses = newest_losses(self.model)
         for name, value in losses.items():
             if "loss" in name and not math.isfinite(value):
-                raise FloatingPointError(f"{name} is not finite at step {step - 1:,}")
-        if args.algo == "ppo" or (step - 1) % 100 == 0:
-            self.run.log(step - 1, {f"losses/{name}": value for name, value in losses.items()})
+                raise FloatingPointError(f"{name} is not finite at step {step:,}")
+        if args.algo == "ppo" or step % 100 == 0:
+            self.run.log(step, {f"losses/{name}": value for name, value in losses.items()})
         ends_next = step + (args.buffer_size if args.algo == "ppo" else 1) >= args.total_timesteps
         if ends_next or step // args.checkpoint_frequency > self.saved_at // args.checkpoint_frequency:
             self.run.checkpoint(step, {}, model=get_model_state(self.model), begun=self.env.begun)
@@ -246,9 +246,9 @@ class Loop(BaseCallback):
 
     def _on_step(self):
         args, step = self.run.args, self.model.num_timesteps
-        self.run.log(step - 1, self.locals["infos"][0].get("episode", {}))
-        if (step - 1) % 100 == 0:
-            self.run.log(step - 1, {"charts/SPS": int((step - 1) / (time.time() - self.run.start_time))})
+        self.run.log(step, self.locals["infos"][0].get("episode", {}))
+        if step % 100 == 0:
+            self.run.log(step, {"charts/SPS": int(step / (time.time() - self.run.start_time))})
         self.run.progress.update()
         if step == args.total_timesteps or step % args.eval_frequency == 0:
             self.evaluate(step)
@@ -282,7 +282,8 @@ def train(args):
         except ValueError as error:
             if "of distribution Normal" not in str(error):  # torch's, where its mean or deviation is none
                 raise
-            raise FloatingPointError(f"the policy is no Gaussian at step {model.num_timesteps - 1:,}") from None
+            raise FloatingPointError(f"the policy is no Gaussian at step {model.num_timesteps:,}") from None
+        env.close()
         run.say(f"finished: {run.dir}")
     return model, run
 

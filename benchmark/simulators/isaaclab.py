@@ -17,7 +17,8 @@ class IsaacLabVecTask:
     def __init__(self, env):
         self.env, task = env, env.unwrapped
         self.num_envs = task.num_envs
-        self.observation_space, self.action_space = task.single_observation_space["policy"], task.single_action_space
+        self.observation_space = task.single_observation_space["policy"]
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, task.single_action_space.shape)  # theirs is often unbounded
         # manager-based tasks multiply rewards by the step's seconds, which Isaac Gym's and the paper's settings do not
         self.reward_scale = 1 / task.step_dt if hasattr(task, "reward_manager") else 1.0
         self.obs = env.reset()[0]["policy"]
@@ -33,7 +34,7 @@ class IsaacLabVecTask:
         return {"obs": self.obs}, reward * self.reward_scale, done.long(), {"time_outs": truncated & ~terminated}
 
 
-def make(seed, task, num_envs, sim_device, rl_device, headless=False, cfg=None, **not_used):
+def make(seed, task, num_envs, sim_device, rl_device, graphics_device_id=-1, headless=True, cfg=None):
     """As isaacgymenvs.make; `task` is one of Isaac Lab's gymnasium ids. Starts its application, once per process."""
     if str(rl_device) != str(sim_device):
         raise ValueError(f"simulator and learner must share a device, got {sim_device} and {rl_device}")

@@ -218,7 +218,7 @@ class MujocoVecTask:
             getattr(self, name).copy_(state[name])
 
 
-def make(seed, task, num_envs, sim_device, rl_device, **not_used):
+def make(seed, task, num_envs, sim_device, rl_device, graphics_device_id=-1, headless=True):
     """As isaacgymenvs.make, of whose arguments `seed`, `task`, `num_envs` and `rl_device` count here.
 
     Raises ValueError for an unknown task.

@@ -211,7 +211,8 @@ def footer(runs, name):
     """A list: the commands with the commits they ran at, hardware and versions. name(runs) is how to call some runs."""
     items = []
     for (command,), own in origins(runs, COMMAND).items():
-        commits = ", ".join(f"`{commit[:7]}` ({name(at)})" for (commit,), at in origins(own, COMMIT).items())
+        commits = ", ".join(f"`{commit}` ({name(at)})" for (commit,), at in origins(own, COMMIT).items())
+        commits = re.sub("([0-9a-f]{7})[0-9a-f]{33}", r"\1", commits)
         items += [f"`{command}` at {commits}"] if command else []
     places = origins(runs, HARDWARE, VERSIONS)
     for place, own in places.items():

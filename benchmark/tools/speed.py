@@ -202,7 +202,7 @@ def breakdown(args):
             stack.enter_context(context)
         policy, _ = meow.train(run)
         end = time.perf_counter()
-    steps = run.total_timesteps - run.learning_starts - 2  # the first is at --learning-starts + 1, and not counted
+    steps = run.total_timesteps - run.learning_starts - 1  # the first is at --learning-starts + 1, and not counted
     parts = {name: 1e3 * seconds / steps for name, seconds in spent.items()}
     parts["rest of the loop"] = 1e3 * (end - learning[0]) / steps - sum(parts.values())
     return parts, milliseconds_of_products(policy, run.batch_size)
