@@ -526,7 +526,7 @@ def test_tables_of_pages(tmp_path):
     for seed, returns in ((1, [100, 900, 500]), (2, [200, 300])):
         write_run(tmp_path / f"runs/meow/{seed}", returns, seed=seed)
         (tmp_path / f"runs/meow/{seed}/job.json").write_text(
-            json.dumps({"command": f"python x.py --seed {seed} --a 1", "commit": f"{seed}bcdefgh"})
+            json.dumps({"command": f"python x.py --seed {seed} --a 1", "commit": f"{seed}bcdef{34 * '0'}-dirty"})
         )
     write_run(tmp_path / "runs/own", [5, 6], "own", env="Own-v0")
     flags = f"--runs {tmp_path}/runs/meow --steps 10000 20000 30000"
@@ -548,7 +548,7 @@ def test_tables_of_pages(tmp_path):
             "| mean of 2 | 600 |  |  |",
             f"| the paper's MEow | {paper[0]} | {paper[1]} |  |",
             "",
-            "- `python x.py --a 1` at `1bcdefg` (seed 1), `2bcdefg` (seed 2)",
+            "- `python x.py --a 1` at `1bcdef0-dirty` (seed 1), `2bcdef0-dirty` (seed 2)",
             "- mujoco 3.4.0",
         ]
         assert summary.strip().splitlines()[2:] == [

@@ -216,10 +216,9 @@ def run_job(job):
         seconds = before.get("seconds", 0.0)
         if before and before["returncode"] is None:  # a kill: count up to the last sign of life
             seconds += max(0.0, log.stat().st_mtime - (job.folder / "job.json").stat().st_mtime)
-        record = {"command": job.command, "attempts": before.get("attempts", 0) + 1}
-        for name, now in [("hardware", hardware()), ("commit", job.commit)]:
-            earlier = before.get(name, now)
-            record[name] = earlier if earlier.endswith(now) else f"{earlier}, then {now}"
+        commits = before.get("commit", job.commit)
+        record = {"command": job.command, "hardware": hardware(), "attempts": before.get("attempts", 0) + 1}
+        record["commit"] = commits if commits.endswith(job.commit) else f"{commits}, then {job.commit}"
         record |= {"started": before.get("started", utc()), "ended": None, "seconds": seconds, "returncode": None}
         log.touch()
         job.write_record(record)
