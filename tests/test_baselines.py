@@ -417,7 +417,7 @@ def test_a_poisoned_number_stops_the_run(name, kind):
 
 
 @pytest.mark.parametrize(
-    "name, at", [("sql", "not finite at step 6"), ("sac", "_loss is not finite"), ("ppo", "at step 31")]
+    "name, at", [("sql", "not finite at step 6"), ("sac", "_loss is not finite"), ("ppo", "at step 32")]
 )
 def test_a_run_that_diverges_stops(name, at):
     with pytest.raises(FloatingPointError, match=at):
