@@ -336,7 +336,7 @@ def test_a_full_disk_ends_the_run_and_the_last_checkpoint_stands(tmp_path, whole
 
 
 def test_ctrl_c_prints_the_line_that_resumes_and_a_run_belongs_to_one_process(script, tmp_path, monkeypatch):
-    given = flags("Pendulum-v1", total_timesteps=600, eval_frequency=300)
+    given = flags("Pendulum-v1", total_timesteps=600, eval_frequency=300, buffer_size=600)  # it holds an episode
     expected = Lives(tmp_path / "whole", given).finish()
     cut = tmp_path / "cut"
     cut.mkdir()
