@@ -449,7 +449,7 @@ def refused(flags, cwd, *words, **env):
             ["--make", "json:nothing"],
             ["--make json:nothing --make-kwargs {} must make --task Ant here: AttributeError"],
         ),
-        ([*MUJOCO, "--make-kwargs", '{"length": 500}'], ["TypeError", "length"]),
+        ([*MUJOCO, *SMALL, "--total-vector-steps", "120", "--make-kwargs", '{"length": 500}'], ["TypeError", "length"]),
         ([*MUJOCO[:3], "Walker"], ["must make --task Walker", "AntMujoco, HumanoidMujoco"]),
         ([*MUJOCO, "--random-steps", "0", "--learning-starts", "0"], ["1 <= --learning-starts"]),
         ([*MUJOCO, "--num-envs", "0"], ["1 <= --num-envs"]),

@@ -21,7 +21,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import meow_continuous_action as meow  # noqa: E402
+import meow_continuous_action as meow  # noqa: E402  the line above lets Python find it
 
 
 @dataclass
