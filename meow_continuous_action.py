@@ -300,7 +300,7 @@ class Adam:
     """Adam (Kingma & Ba 2015) on a vector (P,): torch.optim.Adam's numbers, but torch.compile can trace it.
     A schedule sets optimizer.param_groups[0]["lr"], as with PyTorch's optimizers."""
 
-    __slots__ = ("param_groups", "lr_tensor", "decay", "exp_avg", "exp_avg_sq", "beta_powers")  # no other is set
+    __slots__ = "param_groups lr_tensor decay exp_avg exp_avg_sq beta_powers".split()  # optimizer.lr = ... is refused
     betas = (0.9, 0.999)
 
     def __init__(self, vector, lr):
@@ -356,41 +356,39 @@ def diagnostics(policy, data, loss, q, grad_norm):
 
 
 def evaluate(policy, envs, deterministic=True, seed=0):
-    """The paper's evaluation: plays one episode in each of `envs`, reset with seed, seed + 1, ..., without dropout.
-    Returns the undiscounted returns (len(envs),). Leaves the global random streams as they were."""
+    """The paper's evaluation: plays an episode in each of `envs`, a gym.vector.SyncVectorEnv that is reset with seeds
+    seed, seed + 1, ..., without dropout. Returns the undiscounted returns, and successes as the last infos tell them or
+    nan, (num_envs,) each. Leaves the global random streams as they were."""
     device, streams = next(policy.parameters()).device, random_streams()
     torch.manual_seed(seed)
-    returns, running = np.zeros(len(envs)), np.arange(len(envs))
-    obs = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
-    while len(running) > 0:
+    obs, _ = envs.reset(seed=seed)
+    returns, successes, ended = np.zeros(len(obs)), np.full(len(obs), np.nan), np.zeros(len(obs), dtype=bool)
+    while not ended.all():
         with torch.no_grad():
-            actions = policy.act(torch.from_numpy(obs[running]).to(device), deterministic).cpu().numpy()
-        done = np.zeros(len(running), dtype=bool)
-        for k, i in enumerate(running):
-            obs[i], reward, terminated, truncated, _ = envs[i].step(actions[k])
-            returns[i] += reward
-            done[k] = terminated or truncated
-        running = running[~done]
+            obs = torch.as_tensor(obs, dtype=torch.float32, device=device)
+            actions = policy.act(obs, deterministic).cpu().numpy()
+        obs, rewards, terminated, truncated, infos = envs.step(actions)
+        returns += rewards * ~ended
+        successes = np.where(ended, successes, infos.get("is_success", infos.get("success", np.nan)))
+        ended |= terminated | truncated
     set_random_streams(streams)
-    return returns
+    return returns, successes
 
 
 def evaluate_and_save(run, policy, env, eval_envs, step):
     """Evaluates and saves the policy. Without eval_envs (--eval-episodes 0) the last training episodes count."""
-    if eval_envs:
-        returns, table = evaluate(policy, eval_envs, run.args.eval_deterministic), "evaluations.csv"
-        row = {f"return_{i}": episodic_return for i, episodic_return in enumerate(returns)}
+    if eval_envs is not None:
+        returns, successes = evaluate(policy, eval_envs, run.args.eval_deterministic)
         scalars = {"eval/episodic_return": returns.mean(), "eval/episodic_return_std": returns.std()}
-        if eval_envs[0].successes:
-            row["success_rate"] = np.mean([env.successes[-1] for env in eval_envs])
-            scalars["eval/success_rate"] = row["success_rate"]
+        row = {f"return_{i}": episodic_return for i, episodic_return in enumerate(returns)}
+        if np.isfinite(successes).all():
+            row["success_rate"] = scalars["eval/success_rate"] = successes.mean()
         run.log(step, scalars)
     else:
-        returns, table, row = np.array(env.returns), "returns.csv", {"episodes": len(env.returns)}
+        returns, row = np.array(env.returns), {"episodes": len(env.returns)}
     if len(returns) > 0:
-        run.log_row(table, step, {"mean": returns.mean(), "std": returns.std(), **row})
+        run.log_row(step, {"mean": returns.mean(), "std": returns.std(), **row})
         run.save_models(policy, step, returns.mean())
-        say(f"step {step:,}: eval return {returns.mean():.1f} +- {returns.std():.1f}")
 
 
 def train(args):
@@ -398,9 +396,9 @@ def train(args):
     check_args(args)
     device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
     obs_dim, act_dim = check_env(args, device)
-    network = {"obs_dim": obs_dim, "act_dim": act_dim, "alpha": args.alpha, "coupling": args.coupling}
-    network.update(sigma_min=args.sigma_min, sigma_max=args.sigma_max, num_shifts=args.num_shifts)
     rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, device)
+    network = dict(obs_dim=obs_dim, act_dim=act_dim, alpha=args.alpha, sigma_min=args.sigma_min)
+    network.update(sigma_max=args.sigma_max, coupling=args.coupling, num_shifts=args.num_shifts)
     with Run(args, args.env_id, args.total_timesteps, network, rb) as run:
         set_up_torch(args, device, run)
         # TRY NOT TO MODIFY: seeding
@@ -408,14 +406,11 @@ def train(args):
         np.random.seed(args.seed)
         torch.manual_seed(args.seed)
         env = run.enter_context(make_env(args.env_id, run.video_folder))
-        eval_envs = []
-        for _ in range(args.eval_episodes):
-            eval_envs.append(run.enter_context(make_env(args.env_id, max_steps=args.eval_max_steps)))
+        eval_envs = make_eval_envs(args, run) if args.eval_episodes > 0 else None
         policy = flatten(FlowPolicy(**network).to(device))
         target = flatten(copy.deepcopy(policy)).requires_grad_(False)
         optimizer = Adam(policy.vector, args.learning_rate)
-        learned = {"policy": policy.vector, "target": target.vector, "exp_avg": optimizer.exp_avg}
-        learned.update(exp_avg_sq=optimizer.exp_avg_sq, beta_powers=optimizer.beta_powers)
+        learned = [policy.vector, target.vector, optimizer.exp_avg, optimizer.exp_avg_sq, optimizer.beta_powers]
         update, forward = accelerated(args, device, args.total_timesteps)
         obs, _ = env.reset(seed=args.seed)  # seeds the stream of all episodes
         if args.resume is None:
@@ -450,7 +445,7 @@ def train(args):
             if global_step % args.eval_frequency == 0 or global_step == args.total_timesteps:
                 evaluate_and_save(run, policy, env, eval_envs, global_step)
             if terminated or truncated:
-                run.log(global_step, env.charts())
+                run.log(global_step, env.charts)
             if run.checkpoint_is_due(global_step, terminated or truncated):
                 run.checkpoint(global_step, learned, env=env.get_state())
             if terminated or truncated:
@@ -480,8 +475,7 @@ def check_flat(module):
 def parameters_end(module, address):
     """Where the parameters end in memory, if they begin at `address` and follow each other, or else -1."""
     for param in module._parameters.values():
-        if param is not None:
-            address = address + param.nbytes if param.data_ptr() == address else -1
+        address = address + param.nbytes if param.data_ptr() == address else -1
     for child in module._modules.values():
         if child is not None:
             address = parameters_end(child, address)
@@ -493,10 +487,9 @@ def dropout_masks(policy, batch):
     networks = 1 if policy.couplings[0].log_scale is None else 2
     # SPEED: one draw of 16 random bits per unit for all masks: 0.14 ms per step, compiled nn.Dropout 1.3 ms
     shape = len(policy.couplings), networks, 2, batch, 64 // 4
-    bits = torch.empty(shape, dtype=torch.int64, device=next(policy.parameters()).device)
+    bits = torch.empty(shape, dtype=torch.int64, device=policy.couplings[0].mask.device).random_(-(2**63), None)
     dropped = round(0.1 * 2**16)
-    kept = bits.random_(-(2**63), None).view(torch.int16) >= dropped - 2**15
-    return kept / (1 - dropped / 2**16)
+    return (bits.view(torch.int16) >= dropped - 2**15) / (1 - dropped / 2**16)
 
 
 class Linear(nn.Linear):
@@ -513,73 +506,64 @@ class Linear(nn.Linear):
 
 
 class RecordedStep:
-    """A function recorded at its first calls and repeated, for the modules, optimizer, shapes and numbers of its first
-    call. A learning rate may change; for anything else make a new one, or it raises ValueError."""
+    """A function that is recorded at its first calls and then repeated, with the modules, optimizer, shapes and numbers
+    of the first. The learning rate may change; for anything else make a new one."""
 
     def __init__(self, function):
-        self.function, self.made_for = function, None
+        self.function, self.first, self.calls = function, None, 0
 
-    def check(self, inputs):
+    def __call__(self, *inputs):
         """Raises ValueError if an input would be ignored."""
-        found = []
-        for x in tensors_and_others(inputs):
-            found.append(x.shape if isinstance(x, torch.Tensor) else x)
+        flat = []
+        for x in inputs:
+            flat += x if isinstance(x, tuple) else [x]
+        given = [getattr(x, "shape", x) for x in flat]
+        for x in inputs:
             if isinstance(x, nn.Module):
                 check_flat(x)
-                found += [value for value in vars(x).values() if isinstance(value, (int, float))]
-            if isinstance(x, Adam):  # a recording reads the rate in this tensor
+                given += [value for value in vars(x).values() if isinstance(value, (int, float))]
+            elif isinstance(x, Adam):  # the rate is recorded as a tensor
                 group = x.param_groups[0]
                 group["lr"] = x.lr_tensor.fill_(group["lr"])
-        self.made_for = self.made_for or found
-        if found != self.made_for:
+        self.first = self.first or given
+        if given != self.first:
             raise ValueError(f"a compiled or captured {self.function.__name__} repeats its first call: make a new one")
-
-
-def tensors_and_others(inputs):
-    """The inputs as one flat list: a batch is its tensors."""
-    flat = []
-    for x in inputs:
-        flat += x if isinstance(x, tuple) else [x]
-    return flat
+        self.calls += 1
+        return self.run(inputs, [x for x in flat if isinstance(x, torch.Tensor)])
 
 
 class OnVectors(nn.ModuleList):
-    """Modules, and a function of them whose parameters are made from the modules' vectors.
+    """Modules, as arguments of a function, with parameters made from their vectors.
     SPEED: -5%: the compiled graph takes two vectors instead of 100 parameters."""
 
     def forward(self, function, *inputs):
         return function(*self, *inputs)
 
     def on_vectors(self, *inputs):
-        parameters = dict(self.named_parameters())
-        pieces = []
+        named, pieces = dict(self.named_parameters()), []
         for module in self:
             sizes = [param.numel() for param in module.parameters()]
             pieces += module.vector.detach().requires_grad_().split(sizes)
-        for (name, param), piece in zip(list(parameters.items()), pieces):
-            parameters[name] = piece.view(param.shape)
-        return torch.func.functional_call(self, parameters, inputs)
+        for (name, param), piece in zip(list(named.items()), pieces):
+            named[name] = piece.view(param.shape)
+        return torch.func.functional_call(self, named, inputs)
 
 
 class CompiledStep(RecordedStep):
     """Compiled for the CPU; where that fails one line says so, and the function runs as it is."""
 
-    compiled = None
-
-    def __call__(self, *inputs):
-        self.check(inputs)
-        if self.compiled is None:
+    def run(self, inputs, tensors):
+        if self.calls == 1:
             print(f"compiling {self.function.__name__}: up to a minute, seconds where cached", flush=True)
-            modules = [x for x in inputs if isinstance(x, nn.Module)]
-            self.modules = OnVectors(modules)
+            self.modules = OnVectors([x for x in inputs if isinstance(x, nn.Module)])
             try:
                 torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes a part of the one graph
                 options = {"cpp_wrapper": True}  # SPEED: -6%
                 options["cpp.enable_floating_point_contract_flag"] = "fast"  # SPEED: -3%, by fused multiply-adds
-                options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe  # SPEED: -5%; `check` looks instead
-                settings = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True, "options": options}
-                self.compiled = torch.compile(OnVectors.on_vectors, **settings)
-                return self.compiled(self.modules, self.function, *inputs[len(modules) :])
+                options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe  # SPEED: -5%: checked above
+                settings = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
+                self.compiled = torch.compile(OnVectors.on_vectors, options=options, **settings)
+                return self.compiled(self.modules, self.function, *inputs[len(self.modules) :])
             except (RuntimeError, OSError, AttributeError, TypeError) as error:  # the last two: an older PyTorch
                 print(f"--compile: running eager, for compiling failed: {error!s:.200}", flush=True)
                 self.compiled = OnVectors.forward
@@ -587,14 +571,10 @@ class CompiledStep(RecordedStep):
 
 
 class CapturedStep(RecordedStep):
-    """One CUDA graph from the fourth call on, whose results each call writes over.
+    """One CUDA graph from the fourth call on, whose inputs and results each later call writes over.
     SPEED: 564 steps/s of Hopper-v4 on an H100, not 68."""
 
-    calls = 0
-
-    def __call__(self, *inputs):
-        self.check(inputs)
-        self.calls += 1
+    def run(self, inputs, tensors):
         if self.calls == 1:
             self.stream, self.graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         if self.calls <= 3:
@@ -604,23 +584,23 @@ class CapturedStep(RecordedStep):
             torch.cuda.current_stream().wait_stream(self.stream)
             return outputs
         if self.calls == 4:
-            self.inputs = [copy.deepcopy(x) if isinstance(x, (tuple, torch.Tensor)) else x for x in inputs]
+            self.tensors = tensors
             with torch.cuda.graph(self.graph):
-                self.outputs = self.function(*self.inputs)
-        for own, given in zip(tensors_and_others(self.inputs), tensors_and_others(inputs)):
-            if isinstance(own, torch.Tensor):
-                own.copy_(given)
+                self.outputs = self.function(*inputs)
+        for recorded, given in zip(self.tensors, tensors):
+            recorded.copy_(given)
         self.graph.replay()
         return self.outputs
 
 
 def accelerated(args, device, steps):
     """`update` and the flow's forward pass, with the same arguments: captured, compiled or as they are."""
+    step = None
     if device.type == "cuda" and args.cuda_graph:
-        return CapturedStep(update), CapturedStep(FlowPolicy.forward)
+        step = CapturedStep
     if device.type == "cpu" and args.compile and steps >= 20_000:  # shorter runs are not worth it
-        return CompiledStep(update), CompiledStep(FlowPolicy.forward)
-    return update, FlowPolicy.forward
+        step = CompiledStep
+    return (step(update), step(FlowPolicy.forward)) if step else (update, FlowPolicy.forward)
 
 
 # ---- Plumbing: the environment, files, checks and the command line ---------------------------------------------------
@@ -634,26 +614,15 @@ def paper_row(env_id):
     return row if row in PAPER_SETTINGS else None
 
 
-RULES = """0 <= learning_starts < total_timesteps
-1 <= batch_size <= buffer_size
-1 <= eval_frequency
-0 <= eval_episodes
-1 <= eval_max_steps
-1 <= checkpoint_frequency
-1 <= torch_threads <= 1024
-0 < learning_rate < inf
-0 < max_grad_norm < inf
-0 < alpha < inf
-0 < tau <= 1
-0 <= gamma <= 1
-0 <= seed < 2**32
--inf < sigma_min < sigma_max < inf
-resume is None or evaluate is None"""
+RULES = """0 <= learning_starts < total_timesteps; 1 <= batch_size <= buffer_size; 1 <= eval_frequency
+0 <= eval_episodes; 1 <= eval_max_steps; 1 <= checkpoint_frequency; 1 <= torch_threads <= 1024
+0 < learning_rate < inf; 0 < max_grad_norm < inf; 0 < alpha < inf; 0 < tau <= 1; 0 <= gamma <= 1
+0 <= seed < 2**32; -inf < sigma_min < sigma_max < inf; resume is None or evaluate is None"""
 
 
 def check_args(args):
     """Raises UsageError for settings that break a rule."""
-    for rule in RULES.splitlines():
+    for rule in RULES.replace("\n", "; ").split("; "):
         if not eval(rule, {"inf": math.inf}, vars(args)):
             flags = [f"--{name.replace('_', '-')} {vars(args)[name]}" for name in rule.split() if name in vars(args)]
             raise UsageError(f"{rule} must hold, not {', '.join(flags)}")
@@ -691,44 +660,44 @@ def check_env(args, device):
             after = beginning([env], None)
             set_random_streams(streams)
             env.set_state(state)
-            repeats = not np.ptp(alone, axis=0).any() and np.array_equal(after, beginning([env], None))
+            repeats = np.ptp(alone, axis=0).max() == 0 and np.array_equal(after, beginning([env], None))
             if torch.get_default_dtype() != torch.float32 or not torch.is_grad_enabled():
                 raise TypeError("it must leave PyTorch's default type and gradients as they are")
             if args.capture_video and env.render() is None:
                 raise TypeError("it renders no pictures")
             if args.eval_episodes > 0:
-                hint = "evaluations need instances beside it, --eval-episodes 0 trains without"
+                hint = "evaluations need more, independent instances, --eval-episodes 0 trains without"
                 first, second = beginning([env, stack.enter_context(make_env(args.env_id))], args.seed)
                 if repeats and not np.array_equal(first, alone[0]):
                     raise TypeError("stepping a second instance moves the first")
                 repeats = repeats and np.array_equal(second, alone[0])
         except (Exception, SystemExit) as error:  # every environment fails in its own way
-            raise UsageError(f"--env-id {args.env_id} must work here: {error!r}; {hint}") from error
-    limit = env.get_wrapper_attr("_max_episode_steps") if env.has_wrapper_attr("_max_episode_steps") else math.inf
+            flags = f"--env-id {args.env_id}" + " --capture-video" * args.capture_video
+            raise UsageError(f"{flags} must work here: {error!r}; {hint}") from error
     if not repeats:
-        say(
-            f"{args.env_id} does not repeat after reset(seed=...), or something outlives reset: evaluations, --resume "
-            "(not bit for bit) and --evaluate begin it anew; to normalise, take a wrapper without memory or "
-            "meow_isaacgym.py"
+        follows = (
+            "evaluations, --evaluate and --resume (not bit for bit) begin anew what outlives a reset, such as running "
         )
-    if limit > args.eval_max_steps:
-        print(f"{args.env_id} has no time limit up to --eval-max-steps {args.eval_max_steps}, where evaluations end")
-    if limit > 10 * args.checkpoint_frequency:
-        print("an episode may be longer than 10 --checkpoint-frequency: then --resume begins a new one, not bit for bit")
+        follows += "statistics; to normalise, take a wrapper without memory or meow_isaacgym.py"
+        say(f"{args.env_id} does not repeat after reset(seed=...): {follows}")
+    limit = env.get_wrapper_attr("_max_episode_steps") if env.has_wrapper_attr("_max_episode_steps") else math.inf
+    if limit > min(args.eval_max_steps, 10 * args.checkpoint_frequency):
+        ends = "evaluations end there, and --resume begins a new episode, not bit for bit"
+        say(f"{args.env_id} has no time limit up to --eval-max-steps or 10 * --checkpoint-frequency: {ends}")
     if paper_row(args.env_id) and mujoco.__version__ != "3.4.0":  # the newest with the contacts of the paper's 2.3.7
-        print(f"mujoco {mujoco.__version__} is not 3.4.0: returns do not compare with the paper's", flush=True)
+        say(f"mujoco {mujoco.__version__} is not 3.4.0: returns do not compare with the paper's")
     obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]
     check_memory(device, "--buffer-size", args.buffer_size, 2 * obs_dim + act_dim + 2)
     return obs_dim, act_dim
 
 
 class Episodes(gym.Wrapper):
-    """Copies in float32, plain and finite numbers; returns, and successes where they are told, of the last 100
-    episodes. Raises FloatingPointError."""
+    """Copies in float32, plain and finite numbers, and what to log of episodes. Raises FloatingPointError."""
 
     def __init__(self, env):
         super().__init__(env)
-        self.returns, self.successes, self.length, self.reward = deque(maxlen=100), deque(maxlen=100), 0, 0.0
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape)
+        self.returns, self.successes, self.reward = deque(maxlen=100), deque(maxlen=100), 0.0
 
     def get_state(self):
         """What goes on after a reset, as plain data: no stream that is of another kind than gymnasium's."""
@@ -738,10 +707,11 @@ class Episodes(gym.Wrapper):
 
     def set_state(self, state):
         """Takes what get_state gave."""
-        if state[0] is not None:
-            self.unwrapped.np_random.bit_generator.state = state[0]
-        self.returns.extend(state[1])
-        self.successes.extend(state[2])
+        stream, returns, successes = state
+        if stream is not None:
+            self.unwrapped.np_random.bit_generator.state = stream
+        self.returns.extend(returns)
+        self.successes.extend(successes)
 
     def copied(self, obs):
         """obs as a new array, float32 (S,)."""
@@ -751,30 +721,25 @@ class Episodes(gym.Wrapper):
         return obs
 
     def reset(self, *, seed=None, options=None):
-        self.length, self.reward, self.total = 0, 0.0, 0.0
+        self.charts = {"charts/episodic_return": 0.0, "charts/episodic_length": 0}
         obs, info = self.env.reset(seed=seed, options=options)
         return self.copied(obs), info
 
     def step(self, action):
         if not np.isfinite(action).all():
             advice = f"lower --learning-rate, or scale the rewards (the last was {self.reward:.3g})"
-            raise FloatingPointError(f"the policy has diverged, its action is not finite: {advice}")
+            raise FloatingPointError(f"the policy has diverged, an action is not finite: {advice}")
         obs, *numbers, info = self.env.step(action)
-        self.reward, terminated, truncated = (float(np.asarray(x).item()) for x in numbers)
-        self.length, self.total = self.length + 1, self.total + self.reward
+        self.reward, terminated, truncated = [float(np.asarray(x).item()) for x in numbers]
+        self.charts["charts/episodic_return"] += self.reward
+        self.charts["charts/episodic_length"] += 1
         if terminated or truncated:
-            self.returns.append(self.total)
+            self.returns.append(self.charts["charts/episodic_return"])
             success = info.get("is_success", info.get("success"))
             if success is not None:
                 self.successes.append(float(success))
-        return self.copied(obs), self.reward, terminated == 1, truncated == 1, info
-
-    def charts(self):
-        """Of the episode that has ended, for the logs."""
-        scalars = {"charts/episodic_return": self.returns[-1], "charts/episodic_length": self.length}
-        if self.successes:
-            scalars["charts/success_rate"] = np.mean(self.successes)
-        return scalars
+                self.charts["charts/success_rate"] = np.mean(self.successes)
+        return self.copied(obs), self.reward, bool(terminated), bool(truncated), info
 
 
 def make_env(env_id, video_folder=None, max_steps=None):
@@ -797,6 +762,15 @@ def make_env(env_id, video_folder=None, max_steps=None):
         env = gym.wrappers.RecordVideo(env, video_folder, video_length=1000)
     env = gym.wrappers.TransformAction(env, lambda action: action.clip(space.low, space.high), space)
     return Episodes(gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)))
+
+
+def make_eval_envs(args, stack, film=None):
+    """--eval-episodes environments in one vector, which the stack closes; the first makes a film, if into a folder."""
+    makers = [functools.partial(make_env, args.env_id, film, args.eval_max_steps)]
+    makers += (args.eval_episodes - 1) * [functools.partial(make_env, args.env_id, None, args.eval_max_steps)]
+    envs = gym.vector.SyncVectorEnv(makers)
+    stack.callback(envs.close)
+    return envs
 
 
 def set_up_torch(args, device, stack):
@@ -864,18 +838,26 @@ class Run(contextlib.ExitStack):
     def __init__(self, args, task, total, network, rb):
         super().__init__()
         name = re.sub("[/:]", "-", f"{task}__{args.exp_name}__{args.seed}__{int(1e3 * time.time())}")
-        self.args, self.network, self.rb, self.wandb = args, network, rb, None
         self.name = args.resume or f"runs/{name}"
         self.dir = Path(self.name).absolute()  # an environment may go to another folder
-        versions = {name: sys.modules[name].__version__ for name in VERSIONED if name in sys.modules}
+        self.args, self.network, self.rb, self.wandb, self.video_folder = args, network, rb, None, None
+        versions = {name: str(sys.modules[name].__version__) for name in VERSIONED.split() if name in sys.modules}
         self.config = {"args": {**asdict(args), "resume": None}, "versions": versions}
         self.state = {"step": 0, "seconds": 0.0, "best": -math.inf, "table": "", "replay": [], "wandb_id": None}
         if args.resume is not None:
             self.load_checkpoint(total)
         self.first_step, self.start_time = self.state["step"], time.time() - self.state["seconds"]
-        self.video_folder = os.path.abspath(f"videos/{self.dir.name}-{self.first_step}") if args.capture_video else None
+        if args.capture_video:
+            self.video_folder = os.path.abspath(f"videos/{self.dir.name}-{self.first_step}")
         try:
-            self.open()
+            if args.resume is not None:
+                self.lock()  # before W&B, which would disturb a live run
+            if args.track:
+                self.track()
+            if args.resume is None:
+                self.dir.mkdir(parents=True)  # after W&B: a bad login leaves no folder
+                self.lock()
+            (self.dir / "config.json").write_text(json.dumps(self.config, indent=2))
         except Exception as error:  # W&B without a key or network, bad WANDB_* variables: each its own class
             self.close()
             flag = "--track needs a W&B login or WANDB_MODE=offline, and " * args.track
@@ -884,33 +866,30 @@ class Run(contextlib.ExitStack):
         self.callback(self.writer.close)
         say(f"{self.name}: {paper_row(task) or 'shared'} settings, flags win\n{args}")
 
-    def open(self):
-        """Makes the folder, or takes it again, and the record at W&B."""
-        if self.args.resume is not None:
-            self.lock()  # before W&B, which would disturb a live run
-        if self.args.track:
-            import wandb
-
-            names = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity, "name": self.dir.name}
-            names.update(id=self.state["wandb_id"], resume="allow", config={**self.config, **self.config["args"]})
-            self.wandb = wandb.init(**names, save_code=True)
-            self.callback(self.wandb.finish)
-            self.state["wandb_id"] = self.wandb.id
-        if self.args.resume is None:
-            self.dir.mkdir(parents=True)  # after W&B: a bad login leaves no folder
-            self.lock()
-        (self.dir / "config.json").write_text(json.dumps(self.config, indent=2))
-
     def lock(self):
         """Keeps a second process away, where the file system can."""
-        lock = FileLock(self.dir / "lock")
-        self.callback(lock.release)
         try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise OSError(f"a process holds {self.name}/lock (delete it if there is none)") from error
+            self.enter_context(FileLock(self.dir / "lock", timeout=0))
+        except Timeout:
+            raise
         except OSError as error:
             say(f"{self.name} is not guarded against a second process: {error}")
+
+    def track(self):
+        """Opens the run's record at W&B."""
+        import wandb
+
+        self.wandb = wandb.init(
+            project=self.args.wandb_project_name,
+            entity=self.args.wandb_entity,
+            name=self.dir.name,
+            id=self.state["wandb_id"],
+            resume="allow",
+            config={**self.config, **self.config["args"]},
+            save_code=True,
+        )
+        self.callback(self.wandb.finish)
+        self.state["wandb_id"] = self.wandb.id
 
     def __exit__(self, kind, error, traceback):
         if kind not in (None, FloatingPointError) and self.state["replay"]:  # it would diverge again
@@ -925,17 +904,19 @@ class Run(contextlib.ExitStack):
         """Writes {name: number} to TensorBoard and W&B. Raises FloatingPointError for one that is not finite."""
         for name, value in scalars.items():
             if not math.isfinite(value):
-                raise FloatingPointError(f"not finite at step {step:,}, the run has diverged: {scalars}")
+                advice = "lower --learning-rate, or scale the rewards"
+                raise FloatingPointError(f"not finite at step {step:,}, {advice}: {scalars}")
             self.writer.add_scalar(name, value, step)
         if self.wandb is not None:
             self.wandb.log(scalars, step=step)
 
-    def log_row(self, table, step, row):
-        """Adds {column: number} to a CSV file."""
+    def log_row(self, step, row):
+        """Says how an evaluation went, {column: number}, and adds it to the table."""
+        say(f"step {step:,}: eval return {row['mean']:.1f} +- {row['std']:.1f}")
         row = {"step": step, "seconds": round(self.seconds(), 1), **row}
         self.state["table"] = self.state["table"] or ",".join(row) + "\n"
         self.state["table"] += ",".join(map(str, row.values())) + "\n"
-        (self.dir / table).write_text(self.state["table"])
+        (self.dir / ("returns.csv" if "episodes" in row else "evaluations.csv")).write_text(self.state["table"])
 
     def save_models(self, module, step, score):
         """Writes model.pt, and model_best.pt if the score is the best so far."""
@@ -971,7 +952,7 @@ class Run(contextlib.ExitStack):
     def load_checkpoint(self, total):
         """Fills `state` and the replay buffer."""
         self.state = load_file(self.dir / "checkpoint.pt", "--resume", dict)
-        check_unchanged(self.args, self.state["config"]["args"], "--resume", MAY_CHANGE)
+        check_unchanged(self.args, self.state["config"]["args"], "--resume")
         before, now = self.state["config"]["versions"], self.config["versions"]
         if total < self.state["step"]:
             raise UsageError(f"--resume: that run has done {self.state['step']:,} steps, more than {total:,}")
@@ -984,21 +965,22 @@ class Run(contextlib.ExitStack):
 
     def restore(self, learned):
         """Puts what was learned and the global random streams back."""
-        for name, tensor in learned.items():
-            tensor.copy_(self.state["learned"][name])
+        for tensor, stored in zip(learned, self.state["learned"]):
+            tensor.copy_(stored)
         set_random_streams(self.state["random"])
 
 
-VERSIONED = {"gymnasium", "jax", "mujoco", "numpy", "torch"}  # modules that decide a run's numbers
+VERSIONED = "gymnasium jax mujoco numpy torch"  # modules that decide a run's numbers
 # What a resumed run may change: how long it runs, and what changes its numbers by rounding (cuda: its draws too).
-MAY_CHANGE = {"total_timesteps", "track", "wandb_project_name", "wandb_entity", "capture_video", "resume", "evaluate"}
-MAY_CHANGE |= {"cuda", "cuda_graph", "compile", "torch_threads"}
+MAY_CHANGE = "total_timesteps track wandb_project_name wandb_entity capture_video cuda cuda_graph compile torch_threads"
+MAY_CHANGE_TOO = "env_id seed eval_episodes eval_deterministic eval_max_steps"  # with --evaluate
 
 
-def check_unchanged(args, stored, flag, may_change):
-    """Raises UsageError if `args` are not `stored`, of the run that `flag` names, except names in `may_change`."""
+def check_unchanged(args, stored, flag):
+    """Raises UsageError if `args` are not `stored`, of the run that `flag` names."""
+    may_change = f"resume evaluate {MAY_CHANGE} {MAY_CHANGE_TOO if flag == '--evaluate' else ''}".split()
     for name, value in stored.items():
-        if name not in may_change and getattr(args, name) != value:
+        if name not in may_change and getattr(args, name, value) != value:
             raise UsageError(f"--{name.replace('_', '-')} must stay {value} with {flag}")
 
 
@@ -1024,27 +1006,23 @@ def stored_args(args):
 
 def play(args):
     """Plays --eval-episodes episodes with the model of --evaluate. Prints and returns their returns."""
-    check_args(args)
     policy, about = load_policy(args.evaluate)
-    may_change = MAY_CHANGE | {"env_id", "seed", "eval_episodes", "eval_deterministic", "eval_max_steps"}
-    check_unchanged(args, vars(stored_args(args)), "--evaluate", may_change)
-    dims = check_env(replace(args, buffer_size=0), torch.device("cpu"))
+    check_unchanged(args, about["args"], "--evaluate")
+    check_args(args)
+    dims = check_env(args, torch.device("cpu"))
     if dims != (about["network"]["obs_dim"], about["network"]["act_dim"]):
         raise UsageError(f"--env-id must have the observations and actions of the model of --evaluate, not {dims}")
     trained = f"{about['args']['env_id']} after {about['step']:,} steps with mujoco {about['versions']['mujoco']}"
     say(f"{trained}, played in {args.env_id} from seed {args.seed}")
-    film = os.path.abspath(f"videos/{about['run']}-at-{about['step']}") if args.capture_video else None
     with contextlib.ExitStack() as stack:
         set_up_torch(args, torch.device("cpu"), stack)
-        envs = []
-        for i in range(args.eval_episodes):
-            envs.append(stack.enter_context(make_env(args.env_id, None if i else film, args.eval_max_steps)))
-        returns = evaluate(policy, envs, args.eval_deterministic, args.seed)
+        film = os.path.abspath(f"videos/{about['run']}-at-{about['step']}") if args.capture_video else None
+        returns, successes = evaluate(policy, make_eval_envs(args, stack, film), args.eval_deterministic, args.seed)
     for seed, episodic_return in enumerate(returns, args.seed):
         say(f"episode {seed}: {episodic_return:.1f}")
     kind = "deterministic" if args.eval_deterministic else "stochastic"
     summary = f"mean {returns.mean():.1f}, std {returns.std():.1f}, min {returns.min():.1f}, max {returns.max():.1f}"
-    say(f"{len(returns)} {kind} episodes: {summary}")
+    say(f"{len(returns)} {kind} episodes: {summary}, success rate {successes.mean():.2f}")
     return returns
 
 
