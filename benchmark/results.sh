@@ -18,7 +18,6 @@ plot Hopper-v4/figA1_affine --runs $results/Hopper-v4 --systems meow meow_affine
 plot Hopper-v4/fig1_jacobian --runs $results/Hopper-v4 --systems meow_affine meow_affine_no_lrs --max-steps 200000 \
   --key flow/log_det_nonlinear flow/log_det_linear
 plot mujoco-4.0.0/curve --runs $results/mujoco-4.0.0
-plot compile/curve --runs $results/compile --systems eager compiled one_graph
 plot rewritten/curve --runs $results/rewritten --env-ids Hopper-v4 HalfCheetah-v4
 plot AntMujoco/curve --runs $results/AntMujoco
 plot HalfCheetah-v5/curve --runs $results/HalfCheetah-v5

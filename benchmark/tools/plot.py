@@ -362,10 +362,11 @@ def draw_system(axes, runs, color, weight, in_hours):
     for run in runs:
         axes.plot(x_axis(run.steps, run.seconds), run.returns, color=color, linewidth=0.6, alpha=0.45)
     runs = [replace(run, returns=smoothed(run.returns, weight)) for run in runs]
-    for group in [runs] if len(runs) >= 3 else [[run] for run in runs]:
+    groups = [runs] if len(runs) >= 3 else [[run] for run in runs]
+    for line, group in zip(("-", ":"), groups, strict=False):
         steps, returns, seconds = on_common_steps(group)
         x = x_axis(steps, seconds.mean(axis=0))
-        axes.plot(x, returns.mean(axis=0), color=color, linewidth=2)
+        axes.plot(x, returns.mean(axis=0), color=color, linewidth=2, linestyle=line)
         if len(group) > 1:
             axes.fill_between(x, returns.min(axis=0), returns.max(axis=0), color=color, alpha=0.2, linewidth=0)
     if len(runs) != 2:
@@ -448,13 +449,13 @@ def notes_on(runs, smooth, papers, peers):
     about = sorted({f"mujoco {run.mujoco}" for run in runs if run.mujoco}) + sorted({run.averaged for run in runs})
     inferences = {run.inference for run in runs} - {None}
     about += inferences if len(inferences) == 1 else ()
-    lines = [", ".join(about)] + ["thick: smoothed; thin: single evaluations"] * smooth
-    if max(len(own) for own in grouped(runs, "env", "system").values()) > 2:
-        lines.append("3 seeds or more: mean, shaded from lowest to highest")
-    lines += ["around the paper's: its 95% band"] * papers
+    lines = [", ".join(about)] + ["thick: smoothed, thin: not smoothed"] * smooth
+    if max(len(grouped(own, "seed")) for own in grouped(runs, "env", "system").values()) > 2:
+        lines.append("3 seeds or more: mean, lowest to highest")
+    lines += ["the paper's: mean, 95% band"] * papers
     seeds = {name: number for (_, name), (number, *_) in peer_curves().items()}
-    others = ", ".join(f"{name} of {seeds[name]} seeds" for name in peers)
-    return lines + [f"grey: others' means, {others}"] * bool(peers)
+    others = ", ".join(f"{name} {seeds[name]}" for name in peers)
+    return lines + [f"grey: others' means ({others} seeds)"] * bool(peers)
 
 
 def draw(panels, systems, peers, path, in_hours=False):
@@ -478,7 +479,7 @@ def draw(panels, systems, peers, path, in_hours=False):
     form = {"title_fontsize": 11, "fontsize": 11, "handlelength": 2.5, "frameon": False}
     form["handles"] = [*system_handles(runs, systems, colors), *papers.values()]
     notes = notes_on(runs, RETURN in keys, bool(papers), peers)
-    form["title"] = "\n".join(textwrap.fill(note, 36 if spare else 24 + 30 * columns) for note in notes)
+    form["title"] = "\n".join(textwrap.fill(note, 42 if spare else 24 + 30 * columns) for note in notes)
     if spare:
         grid.flat[-1].legend(loc="center", alignment="left", **form).set_in_layout(False)
     else:

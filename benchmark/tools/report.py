@@ -37,7 +37,7 @@ class Table(plot.Inputs):
     summary: bool = False
     """one row per environment instead, with the interquartile mean over all of them"""
     origins: bool = False
-    """which command and commit made which run instead"""
+    """instead, which commit made which run, on what"""
     csv: Path | None = None
     """this file's rows instead of runs"""
 
@@ -97,31 +97,29 @@ def table(header, rows):
 
 
 def origin(run):
-    """(command without seed, commit, hardware and versions) from config.json and job.json, beside it or above runs/."""
+    """(commit, hardware and versions) from config.json and job.json, beside it or above runs/."""
     places = [run.path / "job.json", run.path.parent.parent / "job.json"]
     path, job = next(filter(Path.exists, places), None), {}
     try:
         job = dict(json.loads(path.read_text())) if path else {}
     except (TypeError, ValueError) as error:
         plot.say_damaged(f"{path}: {error}")
-    command = re.sub(r" --seed \d+", "", job.get("command", ""))
-    commit = re.sub("([0-9a-f]{7})[0-9a-f]{33}", r"\1", job.get("commit", ""))
     machine = []
     if hardware := job.get("hardware"):
         machine = [hardware["cpu"], f"{hardware['cores']} cores", *(hardware["gpus"] or ["no GPU"])]
-    versions = sorted(run.config.get("versions", {}).items())
-    return command, commit, ", ".join(machine + [f"{name} {version}" for name, version in versions])
+    machine += [f"{name} {version}" for name, version in sorted(run.config.get("versions", {}).items())]
+    return re.sub("([0-9a-f]{7})[0-9a-f]{33}", r"\1", job.get("commit", "")), ", ".join(machine)
 
 
 def origins(runs):
-    """The table of which command and commit made which run, and below it hardware and versions, once each."""
-    seeds, machines = {}, {}
+    """The table of which commit made which run, and below it hardware and versions, once each."""
+    commits, machines = {}, {}
     for run in runs:
-        command, commit, machine = origin(run)
-        seeds.setdefault((run.env, run.system, command), []).append(f"{run.seed} at `{commit}`")
+        commit, machine = origin(run)
+        commits.setdefault(commit, []).append(f"{run.env} {run.system} {run.seed}")
         machines[machine] = f"- {machine}"
-    rows = [[f"{env} {system} {', '.join(own)}", f"`{command}`"] for (env, system, command), own in seeds.items()]
-    return "\n".join([table(["environment, system, seeds", "command"], rows), "", *machines.values()])
+    rows = [[f"`{commit}`", ", ".join(names)] for commit, names in commits.items()]
+    return "\n".join([table(["commit", "environment, system and seed"], rows), "", *machines.values()])
 
 
 def curves(runs, steps):
@@ -164,8 +162,8 @@ def summary(runs):
     text = table(header, rows)
     if len(ratios) > 1 and min(map(len, ratios)) > 1:
         low, high = iqm_interval(ratios)
-        text += "\n\nInterquartile mean, over environments and seeds, of the return divided by the paper's: "
-        text += f"**{iqm(np.concatenate(ratios)):.2f}** (95% stratified bootstrap: {low:.2f} to {high:.2f})."
+        text += "\n\nInterquartile mean, over environments and seeds, of the return divided by the paper's:"
+        text += f"\n**{iqm(np.concatenate(ratios)):.2f}** (95% stratified bootstrap: {low:.2f} to {high:.2f})."
     return text
 
 
