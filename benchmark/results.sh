@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Draws the figures of benchmark/results, writes its REPORT.md and the tables of README.md and benchmark/RESULTS.md,
-# from the raw files in benchmark/results and the paper's curves.
+# Draws the figures of benchmark/results (except Fig. 2) and writes the tables of README.md and benchmark/RESULTS.md, from
+# the raw files in benchmark/results and the curves of the paper and of others.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 results=benchmark/results
@@ -18,10 +18,8 @@ plot Hopper-v4/figA1_affine --runs $results/Hopper-v4 --systems meow meow_affine
 plot Hopper-v4/fig1_jacobian --runs $results/Hopper-v4 --systems meow_affine meow_affine_no_lrs --max-steps 200000 \
   --key flow/log_det_nonlinear flow/log_det_linear
 plot mujoco-4.0.0/curve --runs $results/mujoco-4.0.0
-plot compile/curve --runs $results/compile --systems eager compiled one_graph
 plot rewritten/curve --runs $results/rewritten --env-ids Hopper-v4 HalfCheetah-v4
 plot AntMujoco/curve --runs $results/AntMujoco
 plot HalfCheetah-v5/curve --runs $results/HalfCheetah-v5
 plot CartpoleSwingup/curve --runs $results/CartpoleSwingup
-python benchmark/tools/report.py --runs $results/*-v[45] $results/AntMujoco $results/CartpoleSwingup \
-  --output $results/REPORT.md --pages README.md benchmark/RESULTS.md
+python benchmark/tools/report.py --pages README.md benchmark/RESULTS.md

@@ -47,21 +47,14 @@ def draw(output, *roots, **flags):
     plot.main(plot.Args(runs=roots, output=output, **flags))
 
 
-def drawn_lines(runs, in_hours=False):
-    """[(x, y, line width), ...] of one system."""
+def drawn_lines(runs, in_hours=False, weight=0):
+    """[(x, y, line width), ...] of one system, corners of its bands, and the texts at its ends."""
     _, axes = plt.subplots()
-    plot.draw_system(axes, runs, {"color": "black", "marker": "o"}, in_hours)
+    ends = plot.draw_system(axes, runs, "black", weight, in_hours)
     plt.close("all")
     lines = [(list(line.get_xdata()), list(line.get_ydata()), line.get_linewidth()) for line in axes.lines]
-    return lines, [band.get_paths()[0].vertices for band in axes.collections]
-
-
-def markdown_cells(text, title, system):
-    """The cells of a system's row in the table under a title, by column."""
-    lines = text.partition(f"## {title}\n")[2].partition("\n## ")[0].splitlines()
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    (row,) = [row for row in table[2:] if row[0] == system]
-    return dict(zip(table[0], row, strict=True))
+    bands = [band.get_paths()[0].vertices for band in axes.collections]
+    return lines, bands, [text for _, _, text, _ in ends]
 
 
 # Reading
@@ -133,64 +126,11 @@ def test_what_is_damaged_is_named_and_the_rest_is_drawn(file, damage, where, kep
     assert runs == {1: [1, 2, 30]} | ({2: kept} if kept else {})
     errors = capsys.readouterr().err
     assert str(path) in errors and where in errors and errors.count("left out, damaged: ") == 1
-    for script in ("plot.py", "report.py"):
-        command = [sys.executable, str(TOOLS / script), "--runs", "runs", "--output", "out"]
+    for script, flags in (("plot.py", ["--output", "out"]), ("report.py", [])):
+        command = [sys.executable, str(TOOLS / script), "--runs", "runs", *flags]
         result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert result.returncode == 0 and f"runs/other/{file}" in result.stderr and where in result.stderr
-    assert (tmp_path / "out").exists() and (tmp_path / "out.png").exists()
-
-
-WANDB_CSV = """\
-"global_step","Hopper-v4__my__exp__3__17 - eval/episodic_return","Hopper-v4__my__exp__3__17 - \
-eval/episodic_return__MIN","Hopper-v4__my__exp__3__17 - eval/episodic_return__MAX","b.c:Ant-v4__sac__1__18 - \
-eval/episodic_return","b.c:Ant-v4__sac__1__18 - eval/episodic_return__MIN"
-"0","5.5","-1","-1","","9"
-"10000","7","-1","-1","8","9"
-"20000","NaN","-1","-1","","9"
-"""
-
-
-def test_wandb_csv(tmp_path):
-    (tmp_path / "export.csv").write_text(WANDB_CSV)
-    ant, hopper = load(wandb_csv=(tmp_path / "export.csv",))
-    assert (hopper.env, hopper.system, hopper.seed) == ("Hopper-v4", "my__exp", 3)
-    assert list(hopper.steps) == [0, 10_000] and list(hopper.returns) == [5.5, 7]
-    assert (ant.env, ant.system, list(ant.steps), list(ant.returns)) == ("Ant-v4", "sac", [10_000], [8])
-    draw(tmp_path / "curve", wandb_csv=(tmp_path / "export.csv",))
-    assert not (tmp_path / "curve_hours.png").exists()  # an export has no times
-
-
-def test_a_damaged_line_of_a_wandb_csv_is_named(tmp_path, capsys):
-    (tmp_path / "export.csv").write_text(WANDB_CSV.replace('"5.5"', '"5..5"')[:-20] + '"30000","7')
-    (ant, hopper) = load(wandb_csv=(tmp_path / "export.csv",))
-    assert list(hopper.steps) == list(ant.steps) == [10_000]
-    assert "export.csv, line 2: " in capsys.readouterr().err
-
-
-def test_wandbs_own_step_compares_with_no_other(tmp_path):
-    (tmp_path / "export.csv").write_text(WANDB_CSV.replace("global_step", "Step"))
-    assert {run.unit for run in load(wandb_csv=(tmp_path / "export.csv",))} == {plot.WANDB_STEPS}
-    assert {run.paper_name for run in load(wandb_csv=(tmp_path / "export.csv",))} == {None}
-    with pytest.raises(plot.UsageError, match="global_step"):
-        report.main(report.Args(wandb_csv=(tmp_path / "export.csv",), output=tmp_path / "REPORT.md"))
-    with pytest.raises(plot.UsageError, match="one unit of steps in Hopper-v4"):
-        load(write_run(tmp_path / "a", [1, 2]), wandb_csv=(tmp_path / "export.csv",))
-
-
-@pytest.mark.parametrize(
-    "text, named",
-    [
-        ("global_step,name - losses/qf_loss\n0,1\n", "columns 'RUN_NAME - eval/episodic_return'"),
-        ("time,Hopper-v4__meow__1__2 - eval/episodic_return\n0,1\n", "global_step or Step"),
-        ("Step,graceful-sun-3 - eval/episodic_return\n0,1\n", "one is named graceful-sun-3"),
-        ("Step,Hopper-v4__meow__1__2 - eval/episodic_return\n0,one\n", "at least one point"),
-        ("", "global_step or Step"),
-    ],
-)
-def test_wandb_csv_that_is_none(text, named, tmp_path):
-    (tmp_path / "export.csv").write_text(text)
-    with pytest.raises(plot.UsageError, match=named):
-        load(wandb_csv=(tmp_path / "export.csv",))
+    assert "| seed 1 |" in result.stdout and (tmp_path / "out.png").exists()
 
 
 def test_scalars_from_tensorboard_and_from_their_export(tmp_path):
@@ -290,7 +230,7 @@ def test_inference_may_differ_between_systems_and_the_legend_says_so(tmp_path, m
     labels = []
     monkeypatch.setattr(plot, "Line2D", lambda *_, label, **__: labels.append(label) or plt.Line2D([], []))
     draw(tmp_path / "curve", tmp_path)
-    labels.remove("MEow, paper (5 seeds)")
+    labels.remove("the paper's MEow (5 seeds)")
     assert labels == 2 * ["meow (1 seed)", "meow_stochastic (2 seeds, stochastic)"]  # over steps, over hours
 
 
@@ -306,13 +246,12 @@ def test_max_steps_leaves_out_what_came_later(tmp_path):
     "flags, named",
     [
         ({"runs": ("none",)}, "--runs none must contain"),
-        ({"runs": ()}, "--runs or --wandb-csv"),
+        ({"runs": ()}, "--runs must be given"),
         ({"env_ids": ("Ant-v4",)}, r"--env-ids must be among those of the runs \(Hopper-v4\), got Ant-v4"),
         ({"systems": ("meow", "sac")}, r"--systems must be among those of the runs \(meow\), got sac"),
         ({"every": 0}, "--every must be"),
         ({"max_steps": 0}, "--max-steps must be"),
         ({"export_scalars": True}, "--export-scalars must come with a --key"),
-        ({"wandb_csv": ("none.csv",)}, "none.csv must be a CSV file"),
         ({"runs": ("damaged",)}, "--runs must have at least one point"),
         ({"runs": ("scalars",), "key": ("other",)}, "--runs must have at least one point of other"),
     ],
@@ -323,15 +262,15 @@ def test_bad_input_is_told_before_anything_is_written(flags, named, tmp_path, mo
     (write_run(tmp_path / "damaged", [1, 2]) / "config.json").write_text("{}")
     (write_run(tmp_path / "scalars", [1, 2]) / "scalars.csv").write_text("step,key,value\n1,other,\n")
     flags = {"runs": ("a",)} | flags
-    paths = {name: tuple(map(Path, flags.pop(name, ()))) for name in ("runs", "wandb_csv")}
+    paths = tuple(map(Path, flags.pop("runs")))
     with pytest.raises(plot.UsageError, match=named):
-        plot.main(plot.Args(output=Path("out/curve"), **paths, **flags))
+        plot.main(plot.Args(runs=paths, output=Path("out/curve"), **flags))
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("script", ["plot.py", "report.py"])
-def test_bad_input_is_one_sentence_and_exit_code_2(script, tmp_path):
-    command = [sys.executable, str(TOOLS / script), "--runs", "none", "--output", "out"]
+@pytest.mark.parametrize("script, flags", [("plot.py", ["--output", "out"]), ("report.py", [])])
+def test_bad_input_is_one_sentence_and_exit_code_2(script, flags, tmp_path):
+    command = [sys.executable, str(TOOLS / script), "--runs", "none", *flags]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2 and "--runs none must" in result.stderr and result.stderr.count("\n") == 1
 
@@ -339,52 +278,67 @@ def test_bad_input_is_one_sentence_and_exit_code_2(script, tmp_path):
 # Curves
 
 
-def test_mean_and_interval():
-    mean, half_width = plot.mean_and_ci(np.array([[1.0, 4.0], [2.0, 4.0], [3.0, 4.0]]))
-    assert list(mean) == [2, 4]
-    assert half_width == pytest.approx([4.302653 / math.sqrt(3), 0], rel=1e-6)  # t(0.975; 2 degrees), s = 1
+def test_smoothing_is_an_exponential_average_without_bias_to_the_first_value():
+    assert list(plot.smoothed(np.array([5.0, 5.0, 5.0]), 0.6)) == pytest.approx([5, 5, 5])
+    assert list(plot.smoothed(np.array([1.0, 2.0, 4.0]), 0.5)) == [1, 2.5 / 1.5, 5.25 / 1.75]
+    assert list(plot.smoothed(np.array([1.0, 2.0, 4.0]), 0)) == [1, 2, 4]
 
 
 def test_three_seeds_are_thin_under_their_mean_which_ends_at_the_shortest(tmp_path):
     for seed, returns in ((1, [0, 10, 20, 30]), (2, [3, 13]), (3, [6, 16, 26])):
         write_run(tmp_path / f"{seed}", returns, seed=seed)
-    (*seeds, mean), bands = drawn_lines(load(tmp_path))
-    assert [line[1] for line in seeds] == [[0, 10, 20, 30], [3, 13], [6, 16, 26]] and not bands
+    (*seeds, mean), (band,), texts = drawn_lines(load(tmp_path))
+    assert [line[1] for line in seeds] == [[0, 10, 20, 30], [3, 13], [6, 16, 26]] and not texts
     assert mean[:2] == ([0, 10_000], [3, 13]) and all(line[2] < mean[2] for line in seeds)
-    lines, _ = drawn_lines(load(tmp_path), in_hours=True)
-    assert lines[-1][0] == [0, 0.01]
+    assert {tuple(corner) for corner in band} == {(0, 0), (0, 6), (10_000, 10), (10_000, 16)}  # lowest to highest
+    (*_, mean), _, _ = drawn_lines(load(tmp_path), in_hours=True)
+    assert mean[0] == [0, 0.01]
 
 
-def test_five_seeds_have_a_band(tmp_path):
-    for seed in range(5):
-        write_run(tmp_path / f"{seed}", [seed, seed + 10], seed=seed)
-    _, (band,) = drawn_lines(load(tmp_path))
-    assert band[:, 1].max() == pytest.approx(12 + 2.776445 * math.sqrt(2.5 / 5)) and band[:, 0].max() == 10_000
+def test_mean_and_band_are_of_the_smoothed_seeds(tmp_path):
+    for seed in (1, 2, 3):
+        write_run(tmp_path / f"{seed}", [0, 3 * seed], seed=seed)
+    (first, *_, mean), (band,), _ = drawn_lines(load(tmp_path), weight=0.5)
+    assert first[1] == [0, 3] and mean[1] == [0, 4]  # 6 of weight 1 and 0 of weight 0.5
+    assert band[:, 1].max() == 6
 
 
 def test_the_mean_is_over_the_steps_that_all_seeds_have(tmp_path):
     for seed, steps in ((1, [0, 5, 10]), (2, [0, 4, 10]), (3, [0, 10, 12])):
         write_run(tmp_path / f"{seed}", [seed, 2 * seed, 3 * seed], seed=seed, steps=steps)
-    (*_, mean), _ = drawn_lines(load(tmp_path))
+    (*_, mean), *_ = drawn_lines(load(tmp_path))
     assert mean[:2] == ([0, 10], [2, (9 * 0 + 3 + 6 + 6) / 3])
 
 
-def test_other_peoples_means_are_lines_up_to_the_runs_last_step_and_named_in_the_legend(tmp_path):
+def test_other_peoples_means_are_lines_up_to_the_runs_last_step_and_named_at_their_ends(tmp_path):
     _, axes = plt.subplots()
-    labels = list(plot.draw_peers(axes, "Hopper-v4", ("SAC", "FlashSAC"), 250_000))
-    assert labels == ["SAC, others' runs (10 seeds)", "FlashSAC, others' runs (5 seeds)"]
+    ends = plot.draw_peers(axes, "Hopper-v4", ("SAC", "FlashSAC"), 250_000)
+    assert [(x, text) for _, x, text, _ in ends] == [(200_000, "SAC"), (200_000, "FlashSAC")]
     assert [line.get_xdata()[-1] for line in axes.lines] == [200_000, 200_000]
+    plt.close("all")
+    runs = [write_run(tmp_path / "a", [1, 2])]
+    note = plot.notes_on(load(*runs), True, True, ("SAC", "FlashSAC"))[-1]
+    assert note == "grey: others' means (SAC 10, FlashSAC 5 seeds)"
     with pytest.raises(plot.UsageError, match="--peers must be among FlashSAC, SAC, SimbaV2, got typo"):
-        draw(tmp_path / "curve", tmp_path, peers=("typo",))
+        draw(tmp_path / "curve", *runs, peers=("typo",))
+
+
+def test_texts_at_lines_ends_do_not_touch():
+    _, axes = plt.subplots()
+    axes.set_ylim(0, 100)
+    plot.name_ends(axes, [(50, 1, "b", "red"), (49, 1, "a", "red"), (90, 1, "c", "red")])
+    heights = {text.get_text(): text.xy[1] for text in axes.texts}
+    plt.close("all")
+    assert heights["a"] == 49 and heights["c"] == 90 and 56 < heights["b"] < 58
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_one_or_two_seeds_are_thin_lines_without_band(number, tmp_path):
+def test_one_or_two_seeds_are_a_line_each_without_band(number, tmp_path):
     for seed in range(number):
         write_run(tmp_path / f"{seed}", [seed, seed + 1], seed=seed)
-    lines, bands = drawn_lines(load(tmp_path))
-    assert [line[1] for line in lines] == [[seed, seed + 1] for seed in range(number)] and not bands
-    assert all(line[2] < 1 for line in lines)
+    lines, bands, texts = drawn_lines(load(tmp_path))
+    assert [line[1] for line in lines] == 2 * [[seed, seed + 1] for seed in range(number)] and not bands
+    assert texts == (["seed 0", "seed 1"] if number == 2 else [])
 
 
 def test_the_papers_curves_are_those_of_the_systems(tmp_path):
@@ -393,11 +347,20 @@ def test_the_papers_curves_are_those_of_the_systems(tmp_path):
     write_run(tmp_path / "c", [1, 2], "meow_vanilla")
     _, axes = plt.subplots()
     runs = load(tmp_path)
-    styles = {run.system: {"color": "red", "marker": "o"} for run in runs}
-    assert list(plot.draw_paper(axes, "Hopper-v4", runs, styles)) == ["MEow", "SAC"]
-    assert list(axes.lines[0].get_xdata()) == [0, 15_000, 30_000]  # as far as the runs go
-    assert plot.draw_paper(axes, "Hopper-v5", runs, styles) == {}
+    assert list(plot.draw_paper(axes, "Hopper-v4", runs)) == ["the paper's MEow (5 seeds)", "the paper's SAC (5 seeds)"]
+    assert list(axes.lines[0].get_xdata()) == [10_000, 20_000, 30_000]  # as far as the runs go
+    assert {line.get_color() for line in axes.lines} == {"black"}
+    assert plot.draw_paper(axes, "Hopper-v5", runs) == {}
     plt.close("all")
+
+
+def test_the_papers_band_is_around_its_mean():
+    for (env, name), (steps, means, low, high) in plot.paper_curves().items():
+        if name == "MEow" and env.endswith("-v4"):
+            assert np.all(low <= means) and np.all(means <= high) and np.all(np.diff(steps) == 10_000), env
+    steps, _, low, high = plot.paper_curves()["HalfCheetah-v4", "MEow"]
+    half = (high - low)[steps == 1_000_000] / 2
+    assert half == pytest.approx(528, rel=0.05)  # read off the picture once more, by hand
 
 
 def test_pictures_are_whole_and_drawn_twice_the_same(tmp_path):
@@ -418,24 +381,23 @@ def test_pictures_are_whole_and_drawn_twice_the_same(tmp_path):
 # Tables
 
 
-def test_paper_value_at_a_step():
-    assert report.paper_value("Hopper-v4", "MEow", 150_000) == 1394.1
-    middle = report.paper_value("Hopper-v4", "DDPG", 37_500)  # 45,000 and 60,000 could not be read
-    first, last = (report.paper_value("Hopper-v4", "DDPG", step) for step in (30_000, 75_000))
+def test_paper_value_over_steps():
+    assert report.paper_value("Hopper-v4", "MEow", [150_000]) == 1376.3
+    assert report.paper_value("Hopper-v4", "MEow", [150_000, 155_000]) == pytest.approx(1376.3 + (1585.9 - 1376.3) / 4)
+    middle = report.paper_value("Hopper-v4", "DDPG", [37_500])  # 45,000 and 60,000 could not be read
+    first, last = (report.paper_value("Hopper-v4", "DDPG", [step]) for step in (30_000, 75_000))
     assert middle == pytest.approx(first + (last - first) / 6)
-    assert report.paper_value("Hopper-v4", "DDPG", 0) is None  # not read
-    assert report.paper_value("Hopper-v4", "MEow", 1_500_000) == 3494.8
-    assert report.paper_value("Hopper-v4", "MEow", 1_500_001) is None
-    assert report.paper_value("Hopper-v5", "MEow", 10_000) is None
-    assert report.paper_value("Hopper-v4", None, 10_000) is None
-    assert report.paper_value("Anymal", "SAC", 1_000_000) == 11.18
+    assert report.paper_value("Hopper-v4", "DDPG", [0, 75_000]) is None  # 0 was not read
+    assert report.paper_value("Hopper-v4", "MEow", [1_500_001]) is None
+    assert report.paper_value("Hopper-v5", "MEow", [10_000]) is None
+    assert report.paper_value("Hopper-v4", None, [10_000]) is None
+    assert report.paper_value("Anymal", "SAC", [1_000_000]) == 11.18
 
 
 def test_misread_points_of_the_papers_curves_are_left_out():
-    # the file has 380.6 there: the line's sample in the legend
-    assert 3363 < report.paper_value("Hopper-v4", "MEow", 930_000) < 3463
-    assert report.paper_value("Ant", "SAC", 620_000) > 7000
-    assert report.paper_value("Humanoid-v4", "TD3", 1_000_000) is None  # 79.7, the same to the digit at 65 points
+    # the file has the line's sample in the legend there
+    assert report.paper_value("Ant", "SAC", [620_000]) > 7000
+    assert report.paper_value("Humanoid-v4", "TD3", [1_000_000]) is None  # 79.7, the same to the digit at 65 points
 
 
 def test_interquartile_mean():
@@ -445,127 +407,100 @@ def test_interquartile_mean():
 
 
 def test_bootstrap_interval():
-    assert report.iqm_interval([np.array([1.0, 2]), np.array([1.0])], 99) is None
     # drawn within each environment, every draw has the mean 0.5; drawn from all together they would not
     assert report.iqm_interval([np.zeros(2), np.ones(2)], 999) == (0.5, 0.5)
-    low, high = report.iqm_interval([np.array([1.0, 2, 3, 4, 5])], 9_999)
+    low, high = report.iqm_interval([np.array([1.0, 2, 3, 4, 5])])
     assert 1 <= low < 2.5 and 3.5 < high <= 5
     scores = np.arange(20.0) ** 2
     assert report.iqm_interval([scores], 99) == report.iqm_interval([scores], 99)
     # of 2 seeds a draw is low, middle or high with 1/4, 1/2, 1/4: both ends are in the 95%
-    assert report.iqm_interval([np.array([1.0, 2])], 9_999) == (1, 2)
+    assert report.iqm_interval([np.array([1.0, 2])]) == (1, 2)
 
 
-def make_report(root, **flags):
-    report.main(report.Args(runs=(root,), output=root / "REPORT.md", **flags))
-    return (root / "REPORT.md").read_text()
+def test_summary_is_the_mean_of_the_last_ten_evaluations_that_all_seeds_have(tmp_path, capsys):
+    write_run(tmp_path / "1", [0] * 2 + [100] * 9 + [200, 9_000], seed=1)  # the last one is not among the other's
+    write_run(tmp_path / "2", [0] * 2 + [300] * 10, seed=2)
+    write_run(tmp_path / "own", [5, 6], "own", env="Own-v0")
+    report.main(report.Args(runs=(tmp_path,), summary=True))
+    paper = report.paper_value("Hopper-v4", "MEow", range(20_000, 110_001, 10_000))
+    assert capsys.readouterr().out.strip().splitlines()[2:] == [
+        f"| Hopper-v4 | 20k to 110k | 2 | 205 | 110 to 300 | {paper:.0f} | {205 / paper - 1:+.1%} |",
+        "| Own-v0 | 0 to 10k | 1 | 5.5 |  |  |  |",
+    ]
 
 
-def test_report(tmp_path):
-    write_run(tmp_path / "1", [100, 900, 500, 2000], seed=1)
-    write_run(tmp_path / "2", [100, 200, 300], seed=2)
-    write_run(tmp_path / "3", [100, 200, 1000], seed=3)
-    write_run(tmp_path / "4", [-50, 20], "vanilla", env="Ant-v4", mujoco="3.4.0")
-    text = make_report(tmp_path)
-    paper = report.number(report.paper_value("Hopper-v4", "MEow", 20_000))
-    assert markdown_cells(text, "Last evaluation", "meow") == {
-        "system": "meow",
-        "Ant-v4": "",
-        "Hopper-v4": f"600 (3 seeds, 20k); paper {paper}",  # of 500, 300, 1000
-    }
-    assert markdown_cells(text, "Last evaluation", "vanilla")["Ant-v4"] == "20.0 (1 seed, 10k)"
-    best = markdown_cells(text, "Best evaluation", "meow")["Hopper-v4"]
-    assert best == f"733 (3 seeds, 20k); paper {paper}"  # of 900, 300, 1000, not of the 2000 later on
-    iqm = "Interquartile mean of the last evaluations"
-    assert markdown_cells(text, iqm, "meow")["Hopper-v4"] == f"600, 300 to 1,000 (3 seeds, 20k); paper {paper}"
-    assert markdown_cells(text, iqm, "vanilla") == {
-        "system": "vanilla",
-        "Ant-v4": "20.0, no interval (1 seed, 10k)",
-        "Hopper-v4": "",
-    }
-    assert "## All environments" in text and "None yet." in text
-    assert "| Hopper-v4 | meow | 0.02 (3 seeds, 20k) | 278 |" in text  # 72 s
-    assert make_report(tmp_path) == text
-    assert "meow" not in make_report(tmp_path, systems=("vanilla",)).partition("## Last")[2]
-
-
-def test_report_of_several_environments(tmp_path):
-    hopper, ant = (plot.paper_curves()[env, "MEow"][1][-1] for env in ("Hopper-v4", "Ant-v4"))
-    for seed, share in ((1, 0.1), (2, 0.3), (3, 0.5)):
-        write_run(tmp_path / f"{seed}", [0, share * hopper], seed=seed)
-        write_run(tmp_path / f"{seed}_ant", [0, (share + 0.1) * ant], seed=seed, env="Ant-v4")
-        write_run(tmp_path / f"{seed}_own", [0, 1e6], seed=seed, env="Own-v0")  # not in the paper
-    write_run(tmp_path / "sac", [0, hopper], "sac")
-    write_run(tmp_path / "sac_ant", [0, ant], "sac", env="Ant-v4")
-    text = make_report(tmp_path)
-    row = markdown_cells(text, "All environments", "meow")
-    assert row["IQM"] == "0.350"  # 0.1, 0.2, 0.3, 0.4, 0.5, 0.6 without the first and the last
-    assert row["environments"] == "Ant-v4 (3 seeds, 10k), Hopper-v4 (3 seeds, 10k)"
-    low, high = map(float, row["95% interval"].split(" to "))
+def test_summary_of_several_environments_has_the_interquartile_mean(tmp_path):
+    for env in ("Hopper-v4", "Ant-v4"):
+        steps = [10_000, 20_000]
+        paper = report.paper_value(env, "MEow", steps)
+        for seed, share in ((1, 0.1), (2, 0.3), (3, 0.5)):
+            share += 0.1 * (env == "Ant-v4")
+            write_run(tmp_path / f"{seed}_{env}", 2 * [share * paper], seed=seed, env=env, steps=steps)
+    text = report.summary(load(tmp_path)).splitlines()[-1]
+    mean, low, high = map(float, re.findall(r"0\.\d+", text))
+    assert mean == 0.35  # 0.1, 0.2, 0.3, 0.4, 0.5, 0.6 without the first and the last
     assert 0.1 < low < 0.35 < high < 0.6
-    row = markdown_cells(text, "All environments", "sac")
-    assert row["IQM"] == "1.000" and row["95% interval"] == "no interval (1 seed)"
+    write_run(tmp_path / "single", [1, 2], env="Walker2d-v4", steps=[20_000, 30_000])
+    assert "Interquartile" not in report.summary(load(tmp_path))  # of one seed no draw differs
 
 
-def test_report_of_a_parallel_task_and_of_where_runs_come_from(tmp_path, capsys):
+def test_origins(tmp_path, capsys):
     write_task_run(tmp_path / "Anymal/meow/seed_1/runs/Anymal__meow__1__5", [0, 10])
     write_run(tmp_path / "Hopper-v4/sac/seed_1", [0, 10], "sac")
+    write_run(tmp_path / "Hopper-v4/sac/seed_2", [0, 10], "sac", 2)
     job = {"commit": "abc1234", "hardware": {"cpu": "EPYC", "cores": 2, "gpus": ["H200"]}}
     (tmp_path / "Anymal/meow/seed_1/job.json").write_text(json.dumps(job))
-    (tmp_path / "Hopper-v4/sac/seed_1/job.json").write_text(json.dumps({"commit": "def5678"}))
-    text = make_report(tmp_path)
-    assert "| Anymal | meow | 0.02 (1 seed, 2k) | 3,556 |" in text  # 2,000 vector steps of 128 in 72 s
-    assert "| Anymal meow 1 | abc1234 | EPYC, 2 cores, H200 | torch 2.0.0 |" in text
-    assert "| Hopper-v4 sac 1 | def5678 |  | mujoco 3.4.0 |" in text
+    for seed in (1, 2):
+        job = {"commit": f"1bcdef{34 * '0'}-dirty"}
+        (tmp_path / f"Hopper-v4/sac/seed_{seed}/job.json").write_text(json.dumps(job))
+    assert report.origins(load(tmp_path)).splitlines()[2:] == [
+        "| `abc1234` | Anymal meow 1 |",
+        "| `1bcdef0-dirty` | Hopper-v4 sac 1, Hopper-v4 sac 2 |",
+        "",
+        "- EPYC, 2 cores, H200, torch 2.0.0",
+        "- mujoco 3.4.0",
+    ]
     (tmp_path / "Hopper-v4/sac/seed_1/job.json").write_text("")
-    assert "| Hopper-v4 sac 1 |  |  | mujoco 3.4.0 |" in make_report(tmp_path)
+    assert "| `` | Hopper-v4 sac 1 |" in report.origins(load(tmp_path))
     assert "Hopper-v4/sac/seed_1/job.json" in capsys.readouterr().err
 
 
 def test_tables_of_pages(tmp_path):
     for seed, returns in ((1, [100, 900, 500]), (2, [200, 300])):
         write_run(tmp_path / f"runs/meow/{seed}", returns, seed=seed)
-        (tmp_path / f"runs/meow/{seed}/job.json").write_text(
-            json.dumps({"command": f"python x.py --seed {seed} --a 1", "commit": f"{seed}bcdef{34 * '0'}-dirty"})
-        )
-    write_run(tmp_path / "runs/own", [5, 6], "own", env="Own-v0")
+    (tmp_path / "table.csv").write_text('a,b\n"1,000",2\n')
     flags = f"--runs {tmp_path}/runs/meow --steps 10000 20000 30000"
     text = f"# Page\n<!-- report.py {flags} -->\nold\n<!-- end -->\nText\n"
-    text += f"<!-- report.py --summary\n--runs {tmp_path}/runs -->\n<!-- end -->\nlast"
-    (tmp_path / "page.md").write_text(text)
+    text += f"<!-- report.py --csv\n{tmp_path}/table.csv -->\n<!-- end -->\nlast"
+    page = tmp_path / "page.md"
+    page.write_text(text)
     for _ in range(2):  # the second time nothing changes
-        make_report(tmp_path, pages=(tmp_path / "page.md",))
-        before, curves, between, summary, after = re.split(
-            r"<!-- (?:report.*?|end) -->", (tmp_path / "page.md").read_text(), flags=re.DOTALL
+        report.main(report.Args(pages=(page,)))
+        before, curves, between, copied, after = re.split(
+            r"<!-- (?:report.*?|end) -->", page.read_text(), flags=re.DOTALL
         )
         assert (before, between, after) == ("# Page\n", "\nText\n", "\nlast")
-        paper = [report.number(report.paper_value("Hopper-v4", "MEow", step)) for step in (10_000, 20_000)]
+        paper = [report.number(report.paper_value("Hopper-v4", "MEow", [step])) for step in (10_000, 20_000)]
         assert curves.strip().splitlines() == [
-            "| run | 10k | 20k | best |",
+            "| run | 10k | 20k | last ten |",
             "| --- | --- | --- | --- |",
-            "| seed 1 | 900 | 500 | 900 (10k) |",
-            "| seed 2 | 300 |  | 300 (10k) |",
-            "| mean of 2 | 600 |  |  |",
-            f"| the paper's MEow | {paper[0]} | {paper[1]} |  |",
-            "",
-            "- `python x.py --a 1` at `1bcdef0-dirty` (seed 1), `2bcdef0-dirty` (seed 2)",
-            "- mujoco 3.4.0",
+            "| seed 1 | 900 | 500 | 500 |",
+            "| seed 2 | 300 |  | 250 |",
+            "| mean of 2 | 600 |  | 375 |",  # of 0 and 10,000
+            f"| the paper's MEow | {paper[0]} | {paper[1]} |  |",  # it has no 0
         ]
-        assert summary.strip().splitlines()[2:] == [
-            f"| Hopper-v4 | 10k | 2 | 600 | 300 to 900 | {paper[0]} |",
-            "| Own-v0 | 10k | 1 | 6.0 |  |  |",
-        ]
+        assert copied.strip().splitlines() == ["| a | b |", "| --- | --- |", "| 1,000 | 2 |"]
 
 
-def test_a_pages_table_of_several_systems_and_environments_names_them(tmp_path):
+def test_a_table_of_several_systems_and_environments_names_them(tmp_path):
     for env in ("Hopper-v4", "Own-v0"):
         for system, seed in (("meow", 1), ("meow", 2), ("sac", 1)):
             write_run(tmp_path / f"{env}/{system}/{seed}", [0, seed], system, seed, env)
     text = report.curves(load(tmp_path), [10_000])
     assert re.findall(r"^\| (\w.*?) \|", text, re.M) == [
         "run",
-        *("Hopper-v4 meow, seed 1", "Hopper-v4 meow, seed 2", "Hopper-v4 meow, mean of 2", "Hopper-v4 sac, seed 1"),
-        *("the paper's MEow on Hopper-v4", "the paper's SAC on Hopper-v4"),
-        *("Own-v0 meow, seed 1", "Own-v0 meow, seed 2", "Own-v0 meow, mean of 2", "Own-v0 sac, seed 1"),
+        *("Hopper-v4 meow seed 1", "Hopper-v4 meow seed 2", "Hopper-v4 meow mean of 2", "Hopper-v4 sac seed 1"),
+        "the paper's MEow on Hopper-v4",  # its SAC was not read before 15,000
+        *("Own-v0 meow seed 1", "Own-v0 meow seed 2", "Own-v0 meow mean of 2", "Own-v0 sac seed 1"),
     ]
-    assert report.curves(load(tmp_path, env_ids=("Own-v0",)), [10_000]).splitlines()[2].startswith("| meow, seed 1 |")
+    assert report.curves(load(tmp_path, env_ids=("Own-v0",)), [10_000]).splitlines()[2].startswith("| meow seed 1 |")

@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmark.multigoal import GOALS, MultiGoalEnv  # noqa: E402
 from meow_continuous_action import UsageError, load_policy  # noqa: E402
 
+plt.rcParams["font.size"] = 12
+
 
 @dataclass
 class Args:
@@ -129,28 +131,33 @@ def draw_values(policy, trajectories, path):
     points = torch.as_tensor(np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2))
     with torch.no_grad():
         values = policy.get_v(points).min(dim=1).values.reshape(len(grid), len(grid)).numpy()
-    figure, axes = plt.subplots(figsize=(5.6, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(4.4, 3.7), layout="constrained")
     contours = axes.contourf(grid, grid, values, levels=25, cmap="cividis")
-    figure.colorbar(contours, label="learnt soft value V(s)")
+    figure.colorbar(contours, label="soft value V(s)", format="%.0f")
     for positions, _ in trajectories:
         axes.plot(*positions.T, color="white", linewidth=0.6, alpha=0.6)
-    axes.scatter(*GOALS.T, marker="*", s=200, color="white", edgecolor="black", zorder=3, label="goals")
-    reached = [sum(goal == i for _, goal in trajectories) for i in range(4)]
-    axes.set_title(f"{len(trajectories)} trajectories from the centre; right, left, up, down: {reached}", fontsize=9)
-    axes.set_xlabel("x"), axes.set_ylabel("y")
+    axes.scatter(*GOALS.T, marker="*", s=160, color="white", edgecolor="black", zorder=3)
+    box = {"facecolor": "white", "linewidth": 0, "pad": 2}
+    for i, (x, y) in enumerate(GOALS):
+        reached = sum(goal == i for _, goal in trajectories)
+        axes.text(1.24 * x, 1.24 * y, reached, ha="center", va="center", bbox=box)
+    axes.set_title(f"{len(trajectories)} trajectories, counted by goal", fontsize=12)
+    axes.set_xticks([-5, 0, 5]), axes.set_yticks([-5, 0, 5])
     axes.set_xlim(-7, 7), axes.set_ylim(-7, 7)
     figure.savefig(path, dpi=130)
 
 
 def draw_errors(errors, exact, path):
     """Fig. 2b: error over the number of samples."""
-    figure, axes = plt.subplots(figsize=(5.6, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(4.8, 4), layout="constrained")
     for (name, points), style in zip(errors.items(), ("o-", "s--", "^:"), strict=True):
-        axes.loglog(*zip(*points, strict=True), style, label=name)
+        axes.semilogx(*zip(*points, strict=True), style, label=name)
+    axes.set_yscale("symlog", linthresh=1e-6)  # MEow's errors can be 0
+    axes.set_ylim(-2e-7)
     axes.set_xlabel("number of samples M")
-    axes.set_ylabel(f"mean |estimate - V|, V = {exact:.1f} at the centre")
+    axes.set_ylabel(f"mean |estimate - V|, V = {exact:.1f}")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="center left", fontsize=11)
     figure.savefig(path, dpi=130)
 
 

@@ -1,4 +1,4 @@
-"""Draws runs: one panel per environment, one colour and marker per system, over the paper's curves of the same systems.
+"""Draws runs: one panel per environment, one colour per system, and in black the paper's curves of the same systems.
 
     pip install -r requirements.txt -r benchmark/requirements.txt
     python benchmark/tools/plot.py --runs benchmark/results/Hopper-v4 --output benchmark/results/Hopper-v4/curve
@@ -9,10 +9,10 @@
 Writes OUTPUT.png and .svg (over steps), and OUTPUT_hours.png and .svg (over wall-clock time) where runs have times.
 
 A system is a run's --exp-name, a repetition its --seed; a folder named NAME_seed_N directly above config.json is seed N
-of the system NAME instead. Each seed is a thin line; from 3 seeds on their mean is a thick one, on the steps that they
-all have (a mean over fewer and fewer seeds jumps), from 5 on with a 95% confidence interval (Student's t over the
-seeds, which for fewer is as wide as the axes). Runs that do not compare are refused: see `check_comparable`. Lines and
-files that are damaged are named and left out.
+of the system NAME instead. Thin lines are returns as they were evaluated. Thick ones are smoothed as the paper's are:
+from 3 seeds on their mean, on the steps that they all have (a mean over fewer and fewer seeds jumps), shaded from the
+lowest seed to the highest; of fewer seeds a line each. Runs that do not compare are refused: see `check_comparable`.
+Lines and files that are damaged are named and left out.
 """
 
 import csv
@@ -22,6 +22,7 @@ import json
 import math
 import re
 import sys
+import textwrap
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,33 +32,34 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import scipy.stats
 import tyro
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 RETURN = "eval/episodic_return"  # the key that is read from evaluations.csv or returns.csv, without TensorBoard
-ENV_STEPS, VECTOR_STEPS, WANDB_STEPS = "environment steps", "vector steps", "steps as W&B counts them"
-PAPER = Path(__file__).parents[1] / "paper"  # mean curves of 5 seeds, read off the pictures and smoothed there
+ENV_STEPS, VECTOR_STEPS = "environment steps", "vector steps"
+PAPER = Path(__file__).parents[1] / "paper"  # curves of 5 seeds, read off the pictures and smoothed there
 PEERS = Path(__file__).parents[1] / "peers" / "mujoco.csv"  # means of raw results that other people publish
 # Steps where the reading took the line's sample in the picture's legend for the curve: flat, far from both sides.
-MISREAD = {("Hopper-v4", "MEow"): (885_000, 975_000)}
-MISREAD |= {("Ant", "MEow"): (590_000, 650_000), ("Ant", "SAC"): (590_000, 650_000)}
+MISREAD = {("Ant", "MEow"): (590_000, 650_000), ("Ant", "SAC"): (590_000, 650_000)}
 # Where the curve lies under others it was read as one low constant, with jumps of 2,000 where it shows.
 MISREAD |= {("Humanoid-v4", "TD3"): (700_000, 5_000_000)}
 PAPER_NAMES = {"meow": "MEow", "meow_continuous_action": "MEow", "meow_isaacgym": "MEow"}
 PAPER_NAMES |= {name.lower(): name for name in ("SAC", "TD3", "DDPG", "PPO", "SQL")}
 
-# Okabe and Ito's colours without black and yellow, dark and light in turn. With 11 markers no pair of 66 comes twice.
+# Okabe and Ito's colours without black, which is the paper's, and yellow.
 COLORS = ("#0072B2", "#E69F00", "#D55E00", "#56B4E9", "#009E73", "#CC79A7")
-EDGE = {"markeredgecolor": "white", "markeredgewidth": 0.7}  # without colour a marker is told from its line by this
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*")
+DASHES = {"MEow": (4, 2), "SAC": (1, 1), "TD3": (4, 1, 1, 1), "DDPG": (8, 2), "PPO": (2, 3), "SQL": (8, 1, 1, 1, 1, 1)}
+SMOOTHING = 0.6  # the weight of the paper's exponential average, estimated from how its curves recover from dips
 LABELS = {
     RETURN: "undiscounted return",
     "charts/episodic_return": "return of training episodes",
     "flow/log_det_nonlinear": r"$\log_{10} \prod_{i \in S_n} |\det J_i|$",
     "flow/log_det_linear": r"$\log_{10} \prod_{i \in S_l} |\det J_i|$",
 }
+
+
+plt.rcParams |= {"font.size": 12, "svg.hashsalt": "meow"}  # the salt: the same runs give the same file
 
 
 class UsageError(ValueError):
@@ -70,8 +72,6 @@ class Inputs:
 
     runs: tuple[Path, ...] = ()
     """folders, searched at any depth for runs: a config.json beside an evaluations.csv or returns.csv"""
-    wandb_csv: tuple[Path, ...] = ()
-    """CSV files exported from Weights and Biases, with the x axis set to global_step"""
     env_ids: tuple[str, ...] = ()
     """environments or tasks to take, in this order (none: all)"""
     systems: tuple[str, ...] = ()
@@ -104,7 +104,7 @@ class Run:
     steps: np.ndarray
     seconds: np.ndarray
     returns: np.ndarray  # mean over the episodes of an evaluation, or the values of another key
-    config: dict  # config.json; empty for W&B exports, which have none
+    config: dict  # config.json
     path: Path
     unit: str  # of the steps
     averaged: str  # what a return is the mean of
@@ -112,8 +112,6 @@ class Run:
     @property
     def paper_name(self):
         """The paper's name of this system, or None: by --exp-name, whatever the folder is called."""
-        if self.unit == WANDB_STEPS:  # its curve goes over other steps
-            return None
         return PAPER_NAMES.get(self.config.get("args", {}).get("exp_name", self.system))
 
     @property
@@ -161,11 +159,6 @@ def read_csv(path, columns):
     return rows
 
 
-def number_if_any(cell):
-    """The number in a cell, NaN if it is empty."""
-    return float(cell or "nan")
-
-
 def load_run(folder):
     """The Run in a folder, None if its config.json is damaged."""
     has_evaluations = (folder / "evaluations.csv").exists()
@@ -186,37 +179,6 @@ def load_run(folder):
     points = np.array([(step, *row) for step, row in sorted(rows.items()) if math.isfinite(row[1])]).reshape(-1, 3)
     unit = ENV_STEPS if has_evaluations else VECTOR_STEPS
     return Run(env.rpartition(":")[2], system, seed, *points.T, config, folder, unit, mean_of)
-
-
-def load_wandb_csv(path, key):
-    """The runs in a CSV exported from W&B: columns `global_step` or `Step`, then `RUN_NAME - KEY` for each run.
-
-    Twins of each column that W&B adds, `...__MIN` and `...__MAX`, are left. `Step` is W&B's own count, for runs that it
-    reads from TensorBoard that of the logged points: a unit of its own, which compares with no other.
-    """
-    try:
-        with open(path, errors="replace") as file:
-            (columns,) = csv.reader([file.readline()])
-    except OSError as error:
-        raise UsageError(f"--wandb-csv {path} must be a CSV file that can be read: {error}") from error
-    axis = next((name for name in ("global_step", "Step") if name in columns), None)
-    names = [column.removesuffix(f" - {key}") for column in columns if column.endswith(f" - {key}")]
-    if axis is None or not names:
-        raise UsageError(f"--wandb-csv {path} must have a column global_step or Step and columns 'RUN_NAME - {key}'")
-    runs = []
-    for name in names:
-        parts = re.fullmatch(r"(.+?)__(.+)__(\d+)__\d+", name)
-        if not parts:
-            raise UsageError(f"--wandb-csv {path}: runs must be named ENV__EXP_NAME__SEED__TIME, one is named {name}")
-        env = parts[1].rpartition(":")[2]
-        unit = ENV_STEPS if re.search(r"-v\d+$", env) else VECTOR_STEPS  # tasks have no version
-        rows = read_csv(path, {axis: float, f"{name} - {key}": number_if_any})
-        values = {step: value for step, value in rows if not math.isnan(value)}
-        steps, values = np.array(sorted(values.items())).reshape(-1, 2).T
-        unit = unit if axis == "global_step" else WANDB_STEPS
-        where = Path(f"{path}: {name}")
-        runs.append(Run(env, parts[2], int(parts[3]), steps, steps * np.nan, values, {}, where, unit, "W&B export"))
-    return runs
 
 
 @functools.cache
@@ -248,11 +210,6 @@ def read_scalars(folder):
     return scalars
 
 
-def points_of(run, key):
-    """[(step, value), ...] of a key other than the return. A W&B export has nothing else."""
-    return read_scalars(run.path).get(key, []) if run.config else zip(run.steps, run.returns, strict=True)
-
-
 def with_means(run, points, every):
     """The run with, in place of its returns, the means of [(step, value), ...] over bins of `every` steps.
 
@@ -281,11 +238,11 @@ def load_runs(args, key=RETURN, every=None):
 
     Raises UsageError if there are none or they do not compare. Says on stderr which runs have no point yet.
     """
-    if not args.runs and not args.wandb_csv:
-        raise UsageError("--runs or --wandb-csv must be given")
+    if not args.runs:
+        raise UsageError("--runs must be given")
     if args.max_steps is not None and args.max_steps < 1:
         raise UsageError(f"--max-steps must be an integer of at least 1, got {args.max_steps}")
-    runs, folders = [], {}
+    folders = {}
     for root in args.runs:
         found = [path.parent for path in sorted(root.rglob("config.json"))]
         found = [path for path in found if (path / "evaluations.csv").exists() or (path / "returns.csv").exists()]
@@ -294,8 +251,7 @@ def load_runs(args, key=RETURN, every=None):
         if not found:
             raise UsageError(f"--runs {root} must contain a config.json beside an evaluations.csv or returns.csv")
         folders |= {folder.resolve(): folder for folder in found}  # folders that overlap are no second run
-    runs += [run for folder in folders.values() if (run := load_run(folder))]
-    runs += [run for path in args.wandb_csv for run in load_wandb_csv(path, key)]
+    runs = [run for folder in folders.values() if (run := load_run(folder))]
     runs.sort(key=lambda run: (run.env, run.system, run.seed))
     for flag, names, field in (("--systems", args.systems, "system"), ("--env-ids", args.env_ids, "env")):
         groups = grouped(runs, field)
@@ -305,7 +261,7 @@ def load_runs(args, key=RETURN, every=None):
         runs = [run for name in names or groups for run in groups[name]]
     check_comparable(runs)
     if key != RETURN:  # only now: a run's logs are large
-        runs = [with_means(run, points_of(run, key), every) for run in runs]
+        runs = [with_means(run, read_scalars(run.path).get(key, []), every) for run in runs]
     if args.max_steps is not None:
         runs = [up_to(run, args.max_steps) for run in runs]
     for run in runs:
@@ -318,7 +274,7 @@ def load_runs(args, key=RETURN, every=None):
 
 
 def check_comparable(runs):
-    """Raises UsageError for runs that must not stand in one figure or table. What an export does not tell is skipped.
+    """Raises UsageError for runs that must not stand in one figure or table. What is not known is skipped.
 
     MuJoCo's version must be one, because its contacts, and so the returns, changed between versions; in one environment
     the unit of steps and the episodes of an evaluation; under one name of a system the kind of inference (two systems
@@ -365,147 +321,171 @@ def on_common_steps(runs):
     return steps, returns, np.stack([run.seconds[place] for run, place in zip(runs, places, strict=True)])
 
 
-def mean_and_ci(values):
-    """values (n, T), n > 1: the mean (T,) and the half-width (T,) of its 95% interval by Student's t over the n."""
-    n = len(values)
-    half_width = scipy.stats.t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n)
-    return values.mean(axis=0), half_width
+def smoothed(values, weight=SMOOTHING):
+    """The exponential average of values (T,), as TensorBoard's: what came k points before has weight ** k."""
+    weights = weight ** np.arange(len(values))
+    return np.convolve(values, weights)[: len(values)] / np.cumsum(weights)
 
 
 @functools.cache
 def paper_curves():
-    """{(env, algorithm): (steps (T,), returns (T,))}, without the points that were not read off the picture."""
+    """{(env, algorithm): array (4, T)} of steps, mean returns and the 95% band around them (NaN where it was not read).
+
+    Without the points that were not read off the picture.
+    """
     points = defaultdict(list)
     for path in sorted(PAPER.glob("*.csv")):
-        columns = {"env": str, "algorithm": str, "step": float, "return": number_if_any}
-        for *name, step, mean in read_csv(path, columns):
-            first, last = MISREAD.get(tuple(name), (math.inf, 0))
-            if not math.isnan(mean) and not first <= step <= last:
-                points[tuple(name)].append((step, mean))
-    return {name: tuple(np.array(sorted(curve)).T) for name, curve in points.items()}
+        for row in csv.DictReader(path.read_text().splitlines()):
+            name = row["env"], row["algorithm"]
+            point = [float(row.get(column) or "nan") for column in ("step", "return", "low", "high")]
+            first, last = MISREAD.get(name, (math.inf, 0))
+            if not math.isnan(point[1]) and not first <= point[0] <= last:
+                points[name].append(point)
+    return {name: np.array(sorted(curve)).T for name, curve in points.items()}
 
 
 @functools.cache
 def peer_curves():
     """{(env, algorithm): (number of seeds, steps (T,), mean returns (T,))} of other people's runs."""
     points = defaultdict(list)
-    for *name, seeds, step, mean in read_csv(
-        PEERS, {"env": str, "algorithm": str, "seeds": int, "step": float, "return": float}
-    ):
-        points[tuple(name)].append((seeds, step, mean))
-    return {name: (curve[0][0], *np.array(curve).T[1:]) for name, curve in points.items()}
+    for row in csv.DictReader(PEERS.read_text().splitlines()):
+        points[row["env"], row["algorithm"]].append([float(row[column]) for column in ("seeds", "step", "return")])
+    return {name: (int(curve[0][0]), *np.array(curve).T[1:]) for name, curve in points.items()}
 
 
-def draw_system(axes, runs, style, in_hours):
-    """One system's runs in one panel. style: color and marker."""
+def draw_system(axes, runs, color, weight, in_hours):
+    """One system's runs in one panel. Returns the ends of two seeds' lines, for `name_ends`."""
 
-    def line(steps, seconds, values, **style):
-        x = seconds / 3600 if in_hours else steps
-        gap = max(1, len(x) // 6)  # few markers, and not those of two systems on one another
-        markers = (3 * MARKERS.index(style["marker"]) % gap, gap)
-        axes.plot(x, values, **({**EDGE, "linewidth": 0.9, "markersize": 5, "markevery": markers} | style))
-        return x
+    def x_axis(steps, seconds):
+        return seconds / 3600 if in_hours else steps
 
-    steps, returns, seconds = on_common_steps(runs)
-    averaged = len(runs) >= 3 and len(steps)
     for run in runs:
-        line(run.steps, run.seconds, run.returns, **style, **({"alpha": 0.45, "markevery": []} if averaged else {}))
-    if averaged:
-        mean, half_width = mean_and_ci(returns)
-        x = line(steps, seconds.mean(axis=0), mean, linewidth=1.8, markersize=7, **style)
-    if averaged and len(runs) >= 5:
-        axes.fill_between(x, mean - half_width, mean + half_width, color=style["color"], alpha=0.2, linewidth=0)
+        axes.plot(x_axis(run.steps, run.seconds), run.returns, color=color, linewidth=0.6, alpha=0.45)
+    runs = [replace(run, returns=smoothed(run.returns, weight)) for run in runs]
+    groups = [runs] if len(runs) >= 3 else [[run] for run in runs]
+    for line, group in zip(("-", ":"), groups, strict=False):
+        steps, returns, seconds = on_common_steps(group)
+        x = x_axis(steps, seconds.mean(axis=0))
+        axes.plot(x, returns.mean(axis=0), color=color, linewidth=2, linestyle=line)
+        if len(group) > 1:
+            axes.fill_between(x, returns.min(axis=0), returns.max(axis=0), color=color, alpha=0.2, linewidth=0)
+    if len(runs) != 2:
+        return []
+    return [(run.returns[-1], x_axis(run.steps, run.seconds)[-1], f"seed {run.seed}", color) for run in runs]
 
 
-def draw_paper(axes, env, runs, styles):
-    """The paper's curves of the runs' systems, as far as the runs go. Returns {algorithm: handle for the legend}."""
+def draw_paper(axes, env, runs):
+    """The paper's curves of the runs' systems, as far as the runs go. Returns {label: handle for the legend}."""
     handles = {}
-    for name, own in grouped(runs, "paper_name").items():
+    for name in grouped(runs, "paper_name"):
         if (env, name) in paper_curves():
-            systems = list(grouped(own, "system"))
-            style = styles[systems[0]] if len(systems) == 1 else {"color": "black"}  # black: several systems' curve
-            style = style | {"linestyle": (0, (4, 2)), "linewidth": 1.3, "markersize": 5, "markerfacecolor": "white"}
-            steps, returns = paper_curves()[env, name]
-            drawn = steps <= 1.02 * max(run.steps[-1] for run in runs)
-            axes.plot(steps[drawn], returns[drawn], markevery=max(1, drawn.sum() // 7), **style)
-            handles[name] = Line2D([], [], label=f"{name}, paper (5 seeds)", **style)
-    return handles
-
-
-def draw_peers(axes, env, peers, last):
-    """Thin grey lines up to the last step. Returns {label: handle for the legend}."""
-    handles = {}
-    for name, line in zip(peers, itertools.cycle(("-", "-.", ":"))):
-        if (env, name) in peer_curves():
-            seeds, steps, returns = peer_curves()[env, name]
-            style = {"color": "0.35", "linewidth": 1.0, "linestyle": line}
-            axes.plot(steps[steps <= last], returns[steps <= last], **style)
-            label = f"{name}, others' runs ({count_seeds(seeds)})"
+            style = {"color": "black", "linestyle": (0, DASHES[name]), "linewidth": 1.4}
+            curve = paper_curves()[env, name]
+            steps, means, low, high = curve[:, curve[0] <= 1.02 * max(run.steps[-1] for run in runs)]
+            axes.plot(steps, means, **style)
+            axes.fill_between(steps, low, high, color="black", alpha=0.12, linewidth=0)
+            label = f"the paper's {name} (5 seeds)"
             handles[label] = Line2D([], [], label=label, **style)
     return handles
 
 
-def draw_panel(axes, env, key, runs, styles, peers, in_hours):
-    """All systems' runs in one environment, the paper's curves of them and peers'. Returns the latter's handles."""
-    for system, own in grouped(runs, "system").items():
-        draw_system(axes, own, styles[system], in_hours)
-    handles = {}
-    if key == RETURN and not in_hours:
-        handles |= draw_paper(axes, env, runs, styles)
-        handles |= draw_peers(axes, env, peers, 1.02 * max(run.steps[-1] for run in runs))
+def draw_peers(axes, env, peers, last):
+    """Thin grey lines up to the last step. Returns their ends, for `name_ends`."""
+    ends = []
+    for name, line in zip(peers, itertools.cycle(("-", "-.", ":"))):
+        if (env, name) in peer_curves():
+            _, steps, returns = peer_curves()[env, name]
+            steps = steps[steps <= last]
+            axes.plot(steps, returns[: len(steps)], color="0.45", linewidth=1, linestyle=line)
+            ends.append((returns[len(steps) - 1], steps[-1], name, "0.3"))
+    return ends
 
-    about = sorted({f"mujoco {run.mujoco}" for run in runs if run.mujoco}) + sorted({run.averaged for run in runs})
-    inferences = {run.inference for run in runs} - {None}
-    about += inferences if key == RETURN and len(inferences) == 1 else ()
-    axes.set_title(env, fontsize=11, pad=18)
-    axes.text(0.5, 1.03, ", ".join(about), transform=axes.transAxes, ha="center", fontsize=8)
+
+def name_ends(axes, ends):
+    """Writes each text of (y, x, text, color) right of its line's end, or above that where another text stands."""
+    low, high = axes.get_ylim()
+    free = low
+    for y, x, text, color in sorted(ends):
+        y = max(y, free)
+        free = y + 0.075 * (high - low)
+        place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+        axes.annotate(text, (x, y), color=color, fontsize=10.5, **place)
+
+
+def draw_panel(axes, env, key, runs, colors, peers, in_hours):
+    """All systems' runs in one environment, the paper's curves of them and peers'. Returns the paper's handles."""
+    ends, handles = [], {}
+    for system, own in grouped(runs, "system").items():
+        ends += draw_system(axes, own, colors[system], SMOOTHING if key == RETURN else 0, in_hours)
+    last = 1.02 * max(run.steps[-1] for run in runs)
+    if key == RETURN and not in_hours:
+        handles = draw_paper(axes, env, runs)
+        ends += draw_peers(axes, env, peers, last)
+    axes.set_title(env)
     axes.set_xlabel("wall-clock hours" if in_hours else runs[0].unit)
-    axes.set_ylabel(LABELS.get(key, key))
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, None if in_hours else last)
     if not in_hours:
-        axes.set_xlim(right=1.02 * max(run.steps[-1] for run in runs))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    # the lines decide the limits: the band can be several times as high as they are
-    heights = np.concatenate([line.get_ydata() for line in axes.lines])
-    margin = 0.05 * np.ptp(heights) or 1
-    axes.set_ylim(heights.min() - margin, heights.max() + margin)
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
     axes.grid(alpha=0.3)
+    name_ends(axes, ends)
     return handles
+
+
+def system_handles(runs, systems, colors):
+    """A line of the legend for each system."""
+    handles = []
+    for system, own in sorted(grouped(runs, "system").items(), key=lambda item: systems.index(item[0])):
+        numbers = sorted({len(grouped(some, "seed")) for some in grouped(own, "env").values()})
+        seeds = f"{numbers[0]}-{numbers[-1]} seeds" if numbers[1:] else count_seeds(numbers[0])
+        sampled = ", stochastic" if own[0].inference == "stochastic" else ""
+        name = system if len(systems) > 1 else "this code"
+        handles.append(Line2D([], [], label=f"{name} ({seeds}{sampled})", color=colors[system], linewidth=2))
+    return handles
+
+
+def notes_on(runs, smooth, papers, peers):
+    """What a figure has to say once: what its runs share, and how it draws them."""
+    about = sorted({f"mujoco {run.mujoco}" for run in runs if run.mujoco}) + sorted({run.averaged for run in runs})
+    inferences = {run.inference for run in runs} - {None}
+    about += inferences if len(inferences) == 1 else ()
+    lines = [", ".join(about)] + ["thick: smoothed, thin: not smoothed"] * smooth
+    if max(len(grouped(own, "seed")) for own in grouped(runs, "env", "system").values()) > 2:
+        lines.append("3 seeds or more: mean, lowest to highest")
+    lines += ["the paper's: mean, 95% band"] * papers
+    seeds = {name: number for (_, name), (number, *_) in peer_curves().items()}
+    others = ", ".join(f"{name} {seeds[name]}" for name in peers)
+    return lines + [f"grey: others' means ({others} seeds)"] * bool(peers)
 
 
 def draw(panels, systems, peers, path, in_hours=False):
     """Writes path.png and path.svg. panels: {(env, key): [Run, ...]}; systems: those of the runs, in their order."""
-    envs = {env for env, _ in panels}
-    columns = min(3, len(envs) if len(envs) > 1 else len(panels))
+    keys = {key for _, key in panels}
+    columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    size = (7.4, 5) if len(panels) == 1 else (4.3 * columns, 3.3 * rows + 0.8)
+    size = (6, 4.8) if len(panels) == 1 else (3.6 * columns, 3.1 * rows + 0.6)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    styles = {s: {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]} for i, s in enumerate(systems)}
-    other_handles = {}
-    for axes, ((env, key), runs) in zip(grid.flat, panels.items(), strict=False):
-        other_handles |= draw_panel(axes, env, key, runs, styles, peers, in_hours)
+    colors = dict(zip(systems, itertools.cycle(COLORS)))
+    papers = {}
+    for i, ((env, key), runs) in enumerate(panels.items()):
+        papers |= draw_panel(grid.flat[i], env, key, runs, colors, peers, in_hours)
+        if i % columns == 0 or len(keys) > 1:
+            grid.flat[i].set_ylabel(LABELS.get(key, key))
     for axes in grid.flat[len(panels) :]:
-        axes.remove()
+        axes.set_axis_off()
 
-    all_runs, handles = [run for runs in panels.values() for run in runs], []
-    mixed = len({run.inference for run in all_runs} - {None}) > 1
-    for system, runs in sorted(grouped(all_runs, "system").items(), key=lambda item: systems.index(item[0])):
-        numbers = sorted({len(grouped(own, "seed")) for own in grouped(runs, "env").values()})
-        seeds = f"{numbers[0]}-{numbers[-1]} seeds" if numbers[1:] else count_seeds(numbers[0])
-        sampled = ", stochastic" if mixed and runs[0].inference == "stochastic" else ""
-        label = f"{system} ({seeds}{sampled})"
-        handles.append(Line2D([], [], markersize=7, label=label, **EDGE, **styles[system]))
-    handles += other_handles.values()
-    title = "thin: single seeds; thick: mean of 3 or more, of 5 or more with 95% CI (Student's t)"
-    title += "; dashed: the paper's means, smoothed" if other_handles.keys() & {*PAPER_NAMES.values()} else ""
-    title += "; deterministic evaluation if it does not say stochastic" if mixed else ""
-    ncols = math.ceil(len(handles) / math.ceil(len(handles) / (2 + columns)))  # full rows
-    form = {"title": title, "title_fontsize": 8, "fontsize": 9, "handlelength": 3, "ncols": ncols, "frameon": False}
-    figure.legend(handles=handles, loc="outside lower center", **form)
-    with plt.rc_context({"svg.hashsalt": "meow"}):  # this and no date in it: the same runs give the same file
-        figure.savefig(f"{path}.png", dpi=130)
-        figure.savefig(f"{path}.svg", metadata={"Date": None})
+    runs = [run for runs in panels.values() for run in runs]
+    spare = len(panels) < grid.size
+    form = {"title_fontsize": 11, "fontsize": 11, "handlelength": 2.5, "frameon": False}
+    form["handles"] = [*system_handles(runs, systems, colors), *papers.values()]
+    notes = notes_on(runs, RETURN in keys, bool(papers), peers)
+    form["title"] = "\n".join(textwrap.fill(note, 42 if spare else 24 + 30 * columns) for note in notes)
+    if spare:
+        grid.flat[-1].legend(loc="center", alignment="left", **form).set_in_layout(False)
+    else:
+        figure.legend(loc="outside lower center", ncols=min(len(form["handles"]), 1 + columns), **form)
+    figure.savefig(f"{path}.png", dpi=130)
+    figure.savefig(f"{path}.svg", metadata={"Date": None})
     plt.close(figure)
 
 
