@@ -405,7 +405,8 @@ def train(args):
         random.seed(args.seed)
         np.random.seed(args.seed)
         torch.manual_seed(args.seed)
-        env = run.enter_context(make_env(args.env_id, run.video_folder))
+        film = os.path.abspath(f"videos/{run.dir.name}-{run.first_step}") if args.capture_video else None
+        env = run.enter_context(make_env(args.env_id, film))
         eval_envs = make_eval_envs(args, run) if args.eval_episodes > 0 else None
         policy = flatten(FlowPolicy(**network).to(device))
         target = flatten(copy.deepcopy(policy)).requires_grad_(False)
@@ -840,15 +841,13 @@ class Run(contextlib.ExitStack):
         name = re.sub("[/:]", "-", f"{task}__{args.exp_name}__{args.seed}__{int(1e3 * time.time())}")
         self.name = args.resume or f"runs/{name}"
         self.dir = Path(self.name).absolute()  # an environment may go to another folder
-        self.args, self.network, self.rb, self.wandb, self.video_folder = args, network, rb, None, None
+        self.args, self.network, self.rb, self.wandb = args, network, rb, None
         versions = {name: str(sys.modules[name].__version__) for name in VERSIONED.split() if name in sys.modules}
         self.config = {"args": {**asdict(args), "resume": None}, "versions": versions}
         self.state = {"step": 0, "seconds": 0.0, "best": -math.inf, "table": "", "replay": [], "wandb_id": None}
         if args.resume is not None:
             self.load_checkpoint(total)
         self.first_step, self.start_time = self.state["step"], time.time() - self.state["seconds"]
-        if args.capture_video:
-            self.video_folder = os.path.abspath(f"videos/{self.dir.name}-{self.first_step}")
         try:
             if args.resume is not None:
                 self.lock()  # before W&B, which would disturb a live run
@@ -911,12 +910,15 @@ class Run(contextlib.ExitStack):
             self.wandb.log(scalars, step=step)
 
     def log_row(self, step, row):
-        """Says how an evaluation went, {column: number}, and adds it to the table."""
-        say(f"step {step:,}: eval return {row['mean']:.1f} +- {row['std']:.1f}")
+        """Says what the returns were, {column: number}, and adds them to a table."""
+        table, kind = "evaluations.csv", "eval return"
+        if "episodes" in row:
+            table, kind = "returns.csv", f"return of the last {row['episodes']} training episodes"
+        say(f"step {step:,}: {kind} {row['mean']:.1f} +- {row['std']:.1f}")
         row = {"step": step, "seconds": round(self.seconds(), 1), **row}
         self.state["table"] = self.state["table"] or ",".join(row) + "\n"
         self.state["table"] += ",".join(map(str, row.values())) + "\n"
-        (self.dir / ("returns.csv" if "episodes" in row else "evaluations.csv")).write_text(self.state["table"])
+        (self.dir / table).write_text(self.state["table"])
 
     def save_models(self, module, step, score):
         """Writes model.pt, and model_best.pt if the score is the best so far."""
@@ -972,7 +974,8 @@ class Run(contextlib.ExitStack):
 
 VERSIONED = "gymnasium jax mujoco numpy torch"  # modules that decide a run's numbers
 # What a resumed run may change: how long it runs, and what changes its numbers by rounding (cuda: its draws too).
-MAY_CHANGE = "total_timesteps track wandb_project_name wandb_entity capture_video cuda cuda_graph compile torch_threads"
+MAY_CHANGE = "total_timesteps checkpoint_frequency capture_video track wandb_project_name wandb_entity"
+MAY_CHANGE += " cuda cuda_graph compile torch_threads"
 MAY_CHANGE_TOO = "env_id seed eval_episodes eval_deterministic eval_max_steps"  # with --evaluate
 
 

@@ -13,7 +13,9 @@ In order: settings (Tables A1, A4); flow (Eq. 8, Fig. A6); normaliser, buffer, u
 """
 
 import contextlib
+import copy
 import ctypes
+import functools
 import importlib
 import io
 import json
@@ -42,9 +44,9 @@ import psutil
 import torch
 import torch.nn as nn
 import tyro
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
+from tqdm import tqdm, trange
 
 # Table A4 and the authors' launch settings. A row holds only what differs from the shared defaults.
 SHARED_SETTINGS = {"num_envs": 128, "batch_size": 1024, "total_vector_steps": 1_000_000, "alpha": 0.075, "tau": 0.0005}
@@ -71,6 +73,7 @@ class Args:
     resume: Optional[str] = None  # the folder of a run to continue from its checkpoint, with its own settings
     evaluate: Optional[str] = None  # a run's folder or a model file: play --eval-episodes episodes, print the returns
     eval_episodes: int = 10  # with --evaluate: episodes, one in each of so many environments
+    eval_max_steps: int = 10_000  # with --evaluate: an episode is cut there, for tasks without a time limit
     eval_deterministic: bool = True  # with --evaluate: act by the forward pass of z = 0 (Sec. 3.3), or else sample
     track: bool = False  # track this experiment with Weights and Biases (offline: set WANDB_MODE=offline)
     wandb_project_name: str = "meow"  # the project's name at W&B
@@ -98,7 +101,7 @@ class Args:
     clamp_actions: bool = False  # store atanh of float32 actions, clamped 1e-5 from +-1 (default: those before tanh)
     # The machine
     cuda: bool = True  # use a CUDA device where there is one, for simulator and learning
-    cuda_graph: bool = True  # on CUDA: replay sampling, update and action as one captured graph
+    cuda_graph: bool = True  # on CUDA: update and action as captured graphs
     compile: bool = True  # on the CPU, in runs of 20,000 vector steps or more: compile the update (PyTorch >= 2.13)
     torch_threads: int = 1  # threads of PyTorch on the CPU: 1 is best for runs side by side, one per core
 
@@ -120,19 +123,6 @@ class Swish(nn.Module):
         return x * torch.sigmoid(self.beta * x)
 
 
-class Linear(nn.Linear):
-    """nn.Linear with a bias, written so that narrow layers compile to faster code. (B, in) -> (B, out)."""
-
-    def forward(self, x):
-        if self.out_features <= 8:
-            # SPEED: -8% of a compiled step: matrix routines are slow here, and a sum fuses with its neighbours
-            return (x[:, None, :] * self.weight).sum(dim=-1) + self.bias
-        if self.in_features < self.out_features:
-            # SPEED: with this copy the weight's gradient is x^T g; g^T x is 2 to 4 times slower for a narrow x
-            return x @ self.weight.T.contiguous() + self.bias
-        return super().forward(x)
-
-
 class MLP(nn.Sequential):
     """in_dim -> hidden -> hidden -> out_dim, each hidden layer: Linear, [LayerNorm], Swish, [dropout].
     init_weight initialises the weight of every Linear; the biases keep the framework's default."""
@@ -140,7 +130,10 @@ class MLP(nn.Sequential):
     def __init__(self, in_dim, hidden, out_dim, init_weight, layer_norm=False):
         layers = []
         for fan_in in (in_dim, hidden):
-            layers += [Linear(fan_in, hidden), *([nn.LayerNorm(hidden)] if layer_norm else []), Swish(hidden)]
+            layers.append(Linear(fan_in, hidden))  # nn.Linear, written for the compiler: see Speed
+            if layer_norm:
+                layers.append(nn.LayerNorm(hidden))
+            layers.append(Swish(hidden))
         super().__init__(*layers, Linear(hidden, out_dim))
         for layer in self:
             if isinstance(layer, nn.Linear):
@@ -148,11 +141,12 @@ class MLP(nn.Sequential):
 
     def forward(self, x, dropout=None):
         """(B, in_dim) -> (B, out_dim). dropout: one mask per hidden layer, (2, B, hidden), or None for none."""
-        masks = iter(()) if dropout is None else iter(dropout)
+        hidden_layer = 0
         for layer in self:
             x = layer(x)
             if dropout is not None and isinstance(layer, Swish):
-                x = x * next(masks)
+                x = x * dropout[hidden_layer]
+                hidden_layer += 1
         return x
 
 
@@ -168,19 +162,19 @@ class CouplingLayer(nn.Module):
         self.translation = MLP(*sizes, nn.init.orthogonal_, layer_norm=True)
         self.log_scale = MLP(*sizes, nn.init.orthogonal_, layer_norm=True) if affine else None
 
-    def forward(self, u, obs):
-        """Sampling direction: (B, A), (B, S) -> (B, A)."""
+    def forward(self, obs, u):
+        """Sampling direction: (B, S), (B, A) -> (B, A)."""
         x = torch.cat([self.mask * u, obs], dim=1)
         if self.log_scale is not None:
             u = u * ((1 - self.mask) * self.log_scale(x)).exp()
         return u + (1 - self.mask) * self.translation(x)
 
-    def inverse(self, u, obs, dropout=(None, None)):
-        """Density direction g^i: (B, A), (B, S) -> (B, A), log|det J_i| (B,). dropout: masks of each hypernetwork."""
+    def inverse(self, obs, u, dropout=(None, None)):
+        """Density direction g^i: (B, S), (B, A) -> (B, A), log|det J_i| (B,). dropout: masks of each hypernetwork."""
         x = torch.cat([self.mask * u, obs], dim=1)
         u = u - (1 - self.mask) * self.translation(x, dropout[0])
         if self.log_scale is None:
-            return u, u.new_zeros(len(u))  # additive: preserves volume
+            return u, torch.zeros_like(u[:, 0])  # additive: preserves volume
         log_scale = (1 - self.mask) * self.log_scale(x, dropout[1])
         return u * (-log_scale).exp(), -log_scale.sum(dim=1)
 
@@ -193,34 +187,18 @@ class FlowPolicy(nn.Module):
 
     def __init__(self, obs_dim, act_dim, alpha, sigma_min=-5.0, sigma_max=-0.3, coupling="additive", num_shifts=2):
         super().__init__()
-        affine = {"additive": False, "affine": True}[coupling]
-        self.act_dim, self.alpha, self.sigma_min, self.sigma_max = act_dim, alpha, sigma_min, sigma_max
+        if coupling not in ("additive", "affine"):
+            raise ValueError(f"coupling must be additive or affine, not {coupling}")
+        self.act_dim, self.alpha = act_dim, alpha
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
         mask = (torch.arange(act_dim) + 1) % 2.0  # 1, 0, 1, 0, ...
-        masks = [mask, 1 - mask, mask, 1 - mask]  # 2 blocks x 2 couplings
-        self.couplings = nn.ModuleList([CouplingLayer(obs_dim, act_dim, m, affine) for m in masks])
+        self.couplings = nn.ModuleList()
+        for block_mask in (mask, 1 - mask, mask, 1 - mask):  # 2 blocks x 2 couplings
+            self.couplings.append(CouplingLayer(obs_dim, act_dim, block_mask, coupling == "affine"))
         self.sigma_net = MLP(obs_dim, 64, act_dim, nn.init.zeros_)  # hypernetwork (b)
-        self.shifts = nn.ModuleList([MLP(obs_dim, 256, 1, nn.init.zeros_) for _ in range(num_shifts)])  # b1, b2
-        self.flatten()
-
-    def flatten(self):
-        """Makes all parameters views of one new vector (P,), `self.vector`, so that `update` moves them in one pass."""
-        self.vector = torch.cat([param.detach().flatten() for param in self.parameters()])
-        for param, view in zip(self.parameters(), self.views(self.vector).values()):
-            param.data = view
-        return self
-
-    def views(self, vector):
-        """{name: parameter} with the values of a vector (P,)."""
-        named = dict(self.named_parameters())
-        pieces = vector.split([param.numel() for param in named.values()])
-        return {name: piece.view(named[name].shape) for name, piece in zip(named, pieces)}
-
-    def _apply(self, *args, **kwargs):
-        return super()._apply(*args, **kwargs).flatten()  # to(device) and the like separate the parameters
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        self.flatten()  # so does copying
+        self.shifts = nn.ModuleList()  # b1, b2
+        for _ in range(num_shifts):
+            self.shifts.append(MLP(obs_dim, 256, 1, nn.init.zeros_))
 
     def log_sigma(self, obs):
         """Log of the linear layer's diagonal, in [sigma_min, sigma_max]: (B, S) -> (B, A)."""
@@ -228,17 +206,9 @@ class FlowPolicy(nn.Module):
 
     def shift(self, obs):
         """b_k(s) of learnable reward shifting (Sec. 3.2), with its factor alpha: (B, S) -> (B, max(1, num_shifts))."""
-        return self.alpha * torch.cat([b(obs) for b in self.shifts] or [obs.new_zeros(len(obs), 1)], dim=1)
-
-    def dropout_masks(self, batch):
-        """Draws the masks of dropout 0.1 for `batch` rows: (couplings, hypernetworks, hidden layers 2, batch, 64)."""
-        shape = (len(self.couplings), 2 if self.couplings[0].log_scale is not None else 1, 2, batch, 64)
-        # SPEED: one draw of 16 random bits per unit for all masks: 0.14 ms per step, compiled nn.Dropout 1.3 ms
-        bits = torch.empty(math.prod(shape) // 4, dtype=torch.int64, device=self.vector.device).random_(-(2**63), None)
-        dropped = round(0.1 * 2**16)
-        masks = torch.empty(shape, device=bits.device)
-        torch.ge(bits.view(torch.int16).view(shape), dropped - 2**15, out=masks)
-        return masks.div_(1 - dropped / 2**16)
+        if len(self.shifts) == 0:
+            return torch.zeros_like(obs[:, :1])
+        return self.alpha * torch.cat([b(obs) for b in self.shifts], dim=1)
 
     @staticmethod
     def pre_tanh(act):
@@ -249,8 +219,9 @@ class FlowPolicy(nn.Module):
         """Non-linear layers, u (B, A) -> sigma(s) * z (B, A), log prod_{i in S_n} |det J_i(a,s)| (B,), with tanh's."""
         # d atanh(a)/da = 1/(1-a^2), and -log(1 - tanh(u)^2) = 2 log cosh(u), written so as not to overflow
         log_det = 2 * (u + nn.functional.softplus(-2 * u) - math.log(2)).sum(dim=1)
-        for i, layer in reversed(list(enumerate(self.couplings))):
-            u, layer_log_det = layer.inverse(u, obs) if dropout is None else layer.inverse(u, obs, dropout[i])
+        for i in reversed(range(len(self.couplings))):
+            masks = (None, None) if dropout is None else dropout[i]
+            u, layer_log_det = self.couplings[i].inverse(obs, u, masks)
             log_det = log_det + layer_log_det
         return u, log_det
 
@@ -265,7 +236,7 @@ class FlowPolicy(nn.Module):
 
     def get_q(self, obs, u, dropout=None):
         """Q_b(s,a) = Q(s,a) + b_k(s), a = tanh(u), in one pass: (B, S), (B, A) -> (B, max(1, num_shifts)).
-        dropout: masks of `dropout_masks(B)`, or None for no dropout."""
+        dropout: `dropout_masks(policy, B)` in the loss, None elsewhere."""
         return self.alpha * self.log_unnormalized(obs, u, dropout)[:, None] + self.shift(obs)  # Eq. 8, Sec. 3.2
 
     def get_v(self, obs):
@@ -280,14 +251,14 @@ class FlowPolicy(nn.Module):
         """Sampling direction: (B, S), z (B, A) -> u (B, A), the action before tanh."""
         u = self.log_sigma(obs).exp() * z
         for layer in self.couplings:
-            u = layer(u, obs)
+            u = layer(obs, u)
         return u
 
     def draw(self, obs, deterministic=False):
         """u of an action a = tanh(u) ~ pi(.|s), by one forward pass: (B, S) -> (B, A).
         deterministic: the forward pass of z = 0 (Sec. 3.3). With additive couplings that is the mode of the density of
         u, so tanh(u) is not quite argmax_a Q(s,a), in which tanh's log-determinant counts too."""
-        z = obs.new_zeros(len(obs), self.act_dim)
+        z = obs.new_zeros(obs.shape[0], self.act_dim)
         return self(obs, z if deterministic else torch.randn_like(z))
 
     def act(self, obs, deterministic=False):
@@ -331,27 +302,40 @@ class Agent(nn.Module):
         return self.policy.act(self.normalizer(obs), deterministic)
 
 
-# A batch, float32: (B, S), (B, S), (B, A; before tanh), (B, 1), (B, 1)
-Transitions = namedtuple("Transitions", ["obs", "next_obs", "act", "reward", "terminated"])
+# A batch, float32: (B, S), (B, S), (B, A; the action before tanh), (B, 1), (B, 1)
+Transitions = namedtuple("Transitions", ["obs", "next_obs", "u", "reward", "terminated"])
 
 
-class VectorReplayBuffer:
-    """Uniform replay memory: one preallocated ring on `device`, written and drawn without host synchronisation."""
+class Ring:
+    """The last `capacity` rows (width,) that were put in, without host synchronisation."""
 
-    def __init__(self, capacity, obs_dim, act_dim, device="cpu"):
-        self.widths = (obs_dim, obs_dim, act_dim, 1, 1)
-        self.rows_and_waste = torch.empty(capacity + 1, sum(self.widths), device=device)  # the last: not to be stored
+    def __init__(self, capacity, width, device, dtype=torch.float32):
+        self.rows_and_waste = torch.empty(capacity + 1, width, dtype=dtype, device=device)
         self.rows = self.rows_and_waste[:-1]
-        self.count = torch.zeros((), dtype=torch.int64, device=device)  # transitions ever
+        self.count = torch.zeros((), dtype=torch.int64, device=device)  # rows ever
 
-    added = property(lambda self: int(self.count), lambda self, number: self.count.fill_(number))  # synchronises
-
-    def add(self, obs, next_obs, act, reward, terminated, valid):
-        """Stores the transitions (N, ...) for which valid (N,) is true; the oldest make room."""
-        rows = torch.cat([obs, next_obs, act, reward[:, None], terminated[:, None].float()], dim=1)
+    def put(self, rows, valid):
+        """Puts in the rows (n, width) for which valid (n,) is true; others go to the last row, not read."""
         slots = (self.count + valid.cumsum(0) - 1) % len(self.rows)
         self.rows_and_waste[torch.where(valid, slots, torch.full_like(slots, len(self.rows)))] = rows
         self.count += valid.sum()
+
+
+class VectorReplayBuffer(Ring):
+    """Uniform replay memory on `device`; one row per transition, so that a batch is one gather."""
+
+    def __init__(self, capacity, obs_dim, act_dim, device="cpu"):
+        self.widths = (obs_dim, obs_dim, act_dim, 1, 1)
+        super().__init__(capacity, sum(self.widths), device)
+
+    @property
+    def added(self):
+        """Transitions ever (synchronises)."""
+        return int(self.count)
+
+    def add(self, obs, next_obs, u, reward, terminated, valid):
+        """Stores the transitions (N, ...) for which valid (N,) is true. A full buffer forgets its oldest."""
+        self.put(torch.cat([obs, next_obs, u, reward[:, None], terminated[:, None].float()], dim=1), valid)
 
     def sample(self, batch_size):
         """Draws Transitions uniformly with replacement."""
@@ -359,14 +343,14 @@ class VectorReplayBuffer:
         rows = self.rows[(draws * self.count.clamp(max=len(self.rows))).long()]
         return Transitions(*rows.split(self.widths, dim=1))
 
-    def set_rows(self, rows):
-        """Stores transitions as rows (n, width)."""
-        self.rows[torch.arange(self.added, self.added + len(rows)) % len(self.rows)] = rows.to(self.rows.device)
-        self.count += len(rows)
-
     def get_rows(self, first, stop):
-        """Transitions number `first` to `stop` - 1, counted from the first ever: rows (stop - first, width)."""
-        return self.rows[torch.arange(first, stop) % len(self.rows)].cpu()
+        """Transitions number `first` to `stop` - 1, counted from the first ever, as rows."""
+        return self.rows[torch.arange(first, stop) % len(self.rows)]
+
+    def set_rows(self, first, rows):
+        """Puts back what `get_rows` gave, as the newest transitions."""
+        self.count.fill_(first + len(rows))
+        self.rows[torch.arange(first, first + len(rows)) % len(self.rows)] = rows.to(self.rows.device)
 
 
 class EpisodeStatistics:
@@ -374,52 +358,56 @@ class EpisodeStatistics:
 
     def __init__(self, num_envs, device):
         self.running = torch.zeros(num_envs, 2, dtype=torch.float64, device=device)  # return and length so far
-        self.ring = torch.zeros(num_envs + 101, 2, dtype=torch.float64, device=device)  # the last row is not read
-        self.episodes = torch.zeros((), dtype=torch.int64, device=device)
+        self.finished = Ring(num_envs + 100, 2, device, torch.float64)
 
     def add(self, reward, done, valid):
         """Takes in a step of all environments, (N,) each; where `valid` is false it belongs to no episode."""
         self.running += torch.stack([reward.double(), torch.ones_like(reward, dtype=torch.float64)], 1) * valid[:, None]
-        done = done & valid
-        slots = (self.episodes + done.cumsum(0) - 1) % (len(self.ring) - 1)
-        self.ring[torch.where(done, slots, torch.full_like(slots, len(self.ring) - 1))] = self.running
-        self.episodes += done.sum()
-        self.running *= ~done[:, None]
+        self.finished.put(self.running, done & valid)
+        self.running *= ~(done & valid)[:, None]
 
     def last(self):
-        """Of the last 100 or fewer episodes: mean return, its std, mean length, and their number (synchronises)."""
-        stop = int(self.episodes)
-        returns, lengths = self.ring[torch.arange(max(0, stop - 100), stop) % (len(self.ring) - 1)].cpu().T
-        variance = (returns - returns.mean()).square().mean()
-        return returns.mean().item(), variance.sqrt().item(), lengths.mean().item(), len(returns)
+        """Returns and lengths of the last 100 or fewer episodes (synchronises)."""
+        stop = int(self.finished.count)
+        return self.finished.rows[torch.arange(max(0, stop - 100), stop) % len(self.finished.rows)].cpu().numpy().T
 
 
 class Adam:
-    """Adam (Kingma & Ba 2015) on a vector (P,): torch.optim.Adam's numbers, but torch.compile can trace it."""
+    """Adam (Kingma & Ba 2015) on a vector (P,): torch.optim.Adam's numbers, but torch.compile can trace it.
+    A schedule sets optimizer.param_groups[0]["lr"], as with PyTorch's optimizers."""
+
+    __slots__ = "param_groups lr_tensor decay exp_avg exp_avg_sq beta_powers".split()  # optimizer.lr = ... is refused
+    betas = (0.9, 0.999)
 
     def __init__(self, vector, lr):
-        self.lr, self.exp_avg, self.exp_avg_sq = lr, torch.zeros_like(vector), torch.zeros_like(vector)
-        self.betas = torch.tensor([0.9, 0.999], dtype=torch.float64, device=vector.device)
-        self.beta_powers = torch.ones_like(self.betas)
+        self.param_groups, self.lr_tensor = [{"lr": lr}], vector.new_zeros(())
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(vector), torch.zeros_like(vector)
+        self.decay = torch.tensor(self.betas, dtype=torch.float64, device=vector.device)
+        self.beta_powers = torch.ones_like(self.decay)
 
     def step(self, vector, grad):
         """Moves the vector, given the gradient (P,) at it."""
+        beta1, beta2 = self.betas
         # SPEED: -3%; compiled, betas**steps is computed again for every 16 numbers. The clamp avoids slow denormals
-        self.beta_powers.mul_(self.betas).clamp_(min=1e-300)
+        self.beta_powers.mul_(self.decay).clamp_(min=1e-300)
         bias1, bias2 = (1 - self.beta_powers).to(grad.dtype)
-        self.exp_avg.lerp_(grad, 1 - 0.9)
-        self.exp_avg_sq.mul_(0.999).addcmul_(grad, grad, value=1 - 0.999)
-        vector.sub_(self.lr / bias1 * self.exp_avg / (self.exp_avg_sq.sqrt() * bias2.rsqrt() + 1e-8))
+        self.exp_avg.lerp_(grad, 1 - beta1)
+        self.exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        step_size = self.param_groups[0]["lr"] / bias1
+        vector.sub_(step_size * self.exp_avg / (self.exp_avg_sq.sqrt() * bias2.rsqrt() + 1e-8))
 
 
-def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout=None):
+def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout):
     """Algorithm 1's update: a gradient step on Eq. 9 and a Polyak step of the target, at first a copy of the policy.
-    optimizer: Adam(policy.vector, lr). data: Transitions, act before tanh. dropout: `policy.dropout_masks(B)` or None.
+    Both are flat (see `flatten`). optimizer: Adam(policy.vector, lr). data: Transitions of B rows.
+    dropout: `dropout_masks(policy, B)`; None leaves out what is a part of MEow.
     Returns the loss (), Q (B, max(1, num_shifts)) and the norm of the gradient before it is clipped ()."""
+    check_flat(policy)
+    check_flat(target)
     with torch.no_grad():
         v_clip = target.get_v(data.next_obs).min(dim=1, keepdim=True).values  # SCDQ: V + min(b1, b2), Sec. 3.2
         target_q = data.reward + gamma * (1 - data.terminated) * v_clip  # only termination cuts the bootstrap
-    q = policy.get_q(data.obs, data.act, dropout)  # Q + b1 and Q + b2, by one pass of the flow
+    q = policy.get_q(data.obs, data.u, dropout)  # Q + b1 and Q + b2, by one pass of the flow
     loss = 0.5 * (q - target_q).square().sum(dim=1).mean()  # Eq. 9, summed over the shifts
     grads = torch.autograd.grad(loss, list(policy.parameters()))
 
@@ -431,106 +419,253 @@ def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout=N
     return loss.detach(), q.detach(), grad_norm
 
 
+@torch.no_grad()
+def diagnostics(policy, data, loss, q, grad_norm):
+    """What an `update` showed, for the logs: {name: number}."""
+    scalars = {"losses/qf_loss": loss, "losses/grad_norm": grad_norm}
+    for k, q_k in enumerate(q.mean(dim=0)):
+        scalars[f"losses/qf{k + 1}_values"] = q_k
+    # Fig. 1: logs of the products of the Jacobian determinants
+    scalars["flow/log_det_nonlinear"] = policy.inverse(data.obs, data.u)[1].mean()
+    scalars["flow/log_det_linear"] = -policy.log_sigma(data.obs).sum(dim=1).mean()
+    return scalars
+
+
+def log_and_save(run, agent, statistics, step, scalars):
+    """Logs {name: number} and the last training episodes, and saves the agent."""
+    returns, lengths = statistics.last()
+    if len(returns) > 0:
+        scalars = {**scalars, "charts/episodic_return": returns.mean(), "charts/episodic_length": lengths.mean()}
+        run.log_row(step, {"mean": returns.mean(), "std": returns.std(), "episodes": len(returns)})
+    run.log(step, {**scalars, "charts/SPS": int(step * run.args.num_envs / run.seconds())})
+    run.save_models(agent, step, returns.mean() if len(returns) == 100 else -math.inf)  # fewer: may be a lucky few
+
+
 def train(args):
     """Algorithm 1. Returns the Agent and the Run. UsageError for bad input, FloatingPointError on divergence."""
     check_args(args)
-    device = set_up_torch(args)
-    env, (obs, reward, done, _, in_episode) = make_env(args, args.num_envs, device, args.buffer_steps)
-    obs_dim, act_dim = obs.shape[1], env.action_space.shape[0]
-    rb = VectorReplayBuffer(args.buffer_steps * args.num_envs, obs_dim, act_dim, device)
-    with Run(args, args.task, "returns.csv", ["mean", "std", "episodes"], args.total_vector_steps, rb) as run:
-        run.say(f"{run.dir}: settings of {paper_row(args.task) or 'no task of the paper'}, flags win\n{args}")
-        names = ("alpha", "sigma_min", "sigma_max", "coupling", "num_shifts")
-        network = {"obs_dim": obs_dim, "act_dim": act_dim, **{name: getattr(args, name) for name in names}}
-        agent, target = Agent(network).to(device), FlowPolicy(**network).to(device)
-        policy, normalizer = agent.policy, agent.normalizer
-        target.requires_grad_(False).load_state_dict(policy.state_dict())
+    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+    with contextlib.ExitStack() as stack:
+        set_up_torch(args, device, stack)
+        env, (obs, reward, done, _, in_episode) = make_env(args, args.num_envs, device, stack)
+        obs_dim, act_dim = obs.shape[1], env.action_space.shape[0]
+        check_memory(device, "--buffer-steps", args.buffer_steps * args.num_envs, 2 * obs_dim + act_dim + 2)
+        rb = VectorReplayBuffer(args.buffer_steps * args.num_envs, obs_dim, act_dim, device)
+        network = {"obs_dim": obs_dim, "act_dim": act_dim, "alpha": args.alpha, "coupling": args.coupling}
+        network.update(sigma_min=args.sigma_min, sigma_max=args.sigma_max, num_shifts=args.num_shifts)
+        run = stack.enter_context(Run(args, args.task, args.total_vector_steps, network, rb))
+        agent = Agent(network).to(device)
+        policy, normalizer = flatten(agent.policy), agent.normalizer
+        target = flatten(copy.deepcopy(policy)).requires_grad_(False)
         optimizer, statistics = Adam(policy.vector, args.learning_rate), EpisodeStatistics(args.num_envs, device)
-        compiled = args.compile and device.type == "cpu" and args.total_vector_steps >= 20_000  # shorter: not worth it
-        learn = CompiledStep(update, policy, target, compiled)
-        finite = torch.ones((), dtype=torch.bool, device=device)  # of all numbers so far: read when logging
-
-        def draw_learn_and_act(obs):
-            """All of a step except the simulator: raw obs (N, S) -> u (N, A), the batch, Q, loss, gradient norm."""
-            data = rb.sample(args.batch_size)
-            if args.normalize_samples:
-                normalizer.update(torch.cat([data.obs, data.next_obs]))
-            data = data._replace(obs=normalizer(data.obs), next_obs=normalizer(data.next_obs))
-            dropout = policy.dropout_masks(args.batch_size)
-            loss, q, grad_norm = learn.run(optimizer, data, args.gamma, args.tau, args.max_grad_norm, dropout)
-            finite.logical_and_(torch.isfinite(loss + grad_norm))
-            return policy.draw(normalizer(obs)).detach(), data, q, loss, grad_norm
-
-        if device.type == "cuda" and args.cuda_graph:
-            draw_learn_and_act = CudaGraph(draw_learn_and_act)
-
-        def log_and_save(step, results):
-            mean, std, length, number = statistics.last()
-            run.log_row(step, [mean, std, number])
-            run.say(f"vector step {step:,}: return {mean:.1f} +- {std:.1f} of the last {number} episodes")
-            scalars = {"charts/episodic_return": mean, "charts/episodic_length": length} if number > 0 else {}
-            scalars["charts/SPS"] = int(step * args.num_envs / (time.time() - run.start_time))
-            if results is not None:
-                data, q, loss, grad_norm = results
-                with torch.no_grad():  # Fig. 1: logs of the products of the Jacobian determinants
-                    scalars["flow/log_det_nonlinear"] = policy.inverse(data.obs, data.act)[1].mean()
-                    scalars["flow/log_det_linear"] = -policy.log_sigma(data.obs).sum(dim=1).mean()
-                scalars.update({f"losses/qf{k + 1}_values": q_k for k, q_k in enumerate(q.mean(dim=0))})
-                scalars.update({"losses/qf_loss": loss, "losses/grad_norm": grad_norm})
-            run.log(step, scalars)
-            run.save_models(agent, step, mean if number == 100 else math.nan, network)  # fewer: may be a lucky few
-
-        learned = {name: getattr(optimizer, name) for name in ("exp_avg", "exp_avg_sq", "beta_powers")}
-        learned.update(policy=policy.vector, target=target.vector, **vars(statistics), **normalizer.state_dict())
-        statistics.add(reward, done, in_episode)
-        u = results = None  # u: actions before tanh (N, A), where they came with the update before them
+        learned = [policy.vector, target.vector, optimizer.exp_avg, optimizer.exp_avg_sq, optimizer.beta_powers]
+        learned += [*normalizer.buffers(), statistics.finished.rows, statistics.finished.count, statistics.running]
+        update, forward = accelerated(args, device, args.total_vector_steps)
+        finite = torch.ones((), dtype=torch.bool, device=device)  # all numbers so far: read when logging
         restorable = hasattr(env, "get_state") and hasattr(env, "set_state")
-        if run.first_step > 0:
-            for name in learned.keys() - (set() if restorable else {"running"}):  # new episodes have run one step
-                learned[name].copy_(run.state["learned"][name])
-            if restorable:
-                env.set_state(run.state["env"])
-                obs, done, u = (x if x is None else x.to(device) for x in run.state["between_steps"])
-            else:
-                run.say(f"{args.make} has no get_state and set_state: not bit for bit as before, new episodes begin")
-            set_random_streams(run.state["random"])
-        for step in range(run.first_step, args.total_vector_steps):
-            # Algorithm 1: act. The first actions are uniform, the later ones come with the update before them
-            if step < args.random_steps:
+        if args.resume is not None:
+            run.restore(learned)
+        if args.resume is not None and restorable:
+            env.set_state(run.state["simulator"])
+            obs, done = run.state["obs"].to(device), run.state["done"].to(device)
+        else:
+            statistics.running.zero_()
+            statistics.add(reward, done, in_episode)
+        for global_step in trange(run.first_step + 1, args.total_vector_steps + 1, mininterval=1, miniters=1):
+            # Algorithm 1: act. u is the action before tanh
+            if global_step <= args.random_steps:
                 u = policy.pre_tanh(2 * torch.rand(args.num_envs, act_dim, device=device) - 1)
-            elif u is None:
-                u = policy.draw(normalizer(obs)).detach()
+            else:
+                z = torch.randn(args.num_envs, act_dim, device=device)
+                with torch.no_grad():
+                    u = forward(policy, normalizer(obs), z)
             resets = done
             next_obs, reward, done, timed_out, in_episode = step_simulator(env, torch.tanh(u), resets)
-            finite.logical_and_(torch.isfinite(next_obs).all() & torch.isfinite(reward + u.sum(dim=1)).all())
             statistics.add(reward, done, in_episode)
-            # Algorithm 1: store (s, a, r, s'), the action before tanh; where a simulator resets, s' does not follow s
+            finite &= torch.isfinite(next_obs).all() & torch.isfinite(reward + u.sum(dim=1)).all()
+
+            # Algorithm 1: store. Where a simulator resets, s' does not follow s
             terminated = done if args.timeouts_terminate else done & ~timed_out  # a time limit does not cut
             stored_u = policy.pre_tanh(torch.tanh(u)) if args.clamp_actions else u
             rb.add(obs, next_obs, stored_u, reward, terminated, valid=~resets | args.keep_spurious)
             if not args.normalize_samples:
                 normalizer.update(next_obs)
-            obs, u = next_obs, None
-            # Algorithm 1: one gradient step on Eq. 9, one step of the target, and the next actions
-            if step >= args.learning_starts:
-                u, *results = draw_learn_and_act(obs)
-            run.progress.update()
-            ends = step + 1 == args.total_vector_steps
-            logs, saves = (ends or (step + 1) % n == 0 for n in (args.log_frequency, args.checkpoint_frequency))
+            obs = next_obs
+
+            # Algorithm 1: sample, and update by a gradient step on Eq. 9 and a step of the target
+            scalars = {}
+            if global_step > args.learning_starts:
+                data, dropout = rb.sample(args.batch_size), dropout_masks(policy, args.batch_size)
+                if args.normalize_samples:
+                    normalizer.update(torch.cat([data.obs, data.next_obs]))
+                data = data._replace(obs=normalizer(data.obs), next_obs=normalizer(data.next_obs))
+                settings = args.gamma, args.tau, args.max_grad_norm
+                loss, q, grad_norm = update(policy, target, optimizer, data, *settings, dropout)
+            logs = global_step % args.log_frequency == 0 or global_step == args.total_vector_steps
+            saves = run.checkpoint_is_due(global_step, ended=True)
             if (logs or saves) and not bool(finite):  # only here does the host wait for the device
-                raise FloatingPointError(f"not finite before vector step {step + 1:,}: simulator or --learning-rate")
+                raise FloatingPointError(f"not finite before vector step {global_step:,}: simulator or --learning-rate")
+            if logs and global_step > args.learning_starts:
+                scalars = diagnostics(policy, data, loss, q, grad_norm)
             if logs:
-                log_and_save(step + 1, results)
+                log_and_save(run, agent, statistics, global_step, scalars)
             if saves:
-                run.checkpoint(step + 1, learned, env=restorable and env.get_state(), between_steps=[obs, done, u])
-        run.say(f"finished: {run.dir} (look at it with `tensorboard --logdir runs`)")
+                simulator = env.get_state() if restorable else None
+                run.checkpoint(global_step, learned, simulator=simulator, obs=obs, done=done)
+        say(f"finished: {run.name} (look at it with `tensorboard --logdir runs`)")
     return agent, run
 
 
-# ---- Plumbing: nothing below is about MEow ---------------------------------------------------------------------------
-VERSIONED = {"gymnasium", "jax", "mujoco", "numpy", "torch"}  # modules that decide a run's numbers
+# ---- Speed: the same numbers, sooner. Nothing below is about MEow ----------------------------------------------------
+def flatten(module):
+    """Makes all parameters views of one new vector (P,), `module.vector`, which `update` moves at once.
+    Call it after .to(device), copying, a new layer: whatever gives parameters other memory."""
+    module.vector = nn.utils.parameters_to_vector(module.parameters()).detach()
+    nn.utils.vector_to_parameters(module.vector, module.parameters())
+    return module
 
 
+def check_flat(module):
+    """Raises ValueError if the parameters are not all views of `module.vector`: they would not learn."""
+    if hasattr(torch, "compiler") and torch.compiler.is_compiling():
+        return  # which cannot follow this; RecordedStep has checked
+    vector = getattr(module, "vector", torch.empty(0))
+    if parameters_end(module, vector.data_ptr()) != vector.data_ptr() + vector.nbytes:
+        raise ValueError("update needs all parameters in module.vector: call flatten(policy), flatten(target) again")
+
+
+def parameters_end(module, address):
+    """Where the parameters end in memory, if they begin at `address` and follow each other, or else -1."""
+    for param in module._parameters.values():
+        address = address + param.nbytes if param.data_ptr() == address else -1
+    for child in module._modules.values():
+        if child is not None:
+            address = parameters_end(child, address)
+    return address
+
+
+def dropout_masks(policy, batch):
+    """Draws the masks of dropout 0.1 for `batch` rows: (couplings, hypernetworks, hidden layers 2, batch, 64)."""
+    networks = 1 if policy.couplings[0].log_scale is None else 2
+    # SPEED: one draw of 16 random bits per unit for all masks: 0.14 ms per step, compiled nn.Dropout 1.3 ms
+    shape = len(policy.couplings), networks, 2, batch, 64 // 4
+    bits = torch.empty(shape, dtype=torch.int64, device=policy.couplings[0].mask.device).random_(-(2**63), None)
+    dropped = round(0.1 * 2**16)
+    return (bits.view(torch.int16) >= dropped - 2**15) / (1 - dropped / 2**16)
+
+
+class Linear(nn.Linear):
+    """nn.Linear with a bias, written so that narrow layers compile to faster code. (B, in) -> (B, out)."""
+
+    def forward(self, x):
+        if self.out_features <= 8:
+            # SPEED: -8% of a compiled step: matrix routines are slow here, and a sum fuses with its neighbours
+            return (x[:, None, :] * self.weight).sum(dim=-1) + self.bias
+        if self.in_features < self.out_features:
+            # SPEED: with this copy the weight's gradient is x^T g; g^T x is 2 to 4 times slower for a narrow x
+            return x @ self.weight.T.contiguous() + self.bias
+        return super().forward(x)
+
+
+class RecordedStep:
+    """A function that is recorded at its first calls and then repeated, with the modules, optimizer, shapes and numbers
+    of the first. The learning rate may change; for anything else make a new one."""
+
+    def __init__(self, function):
+        self.function, self.first, self.calls = function, None, 0
+
+    def __call__(self, *inputs):
+        """Raises ValueError if an input would be ignored."""
+        flat = []
+        for x in inputs:
+            flat += x if isinstance(x, tuple) else [x]
+        given = [getattr(x, "shape", x) for x in flat]
+        for x in inputs:
+            if isinstance(x, nn.Module):
+                check_flat(x)
+                given += [value for value in vars(x).values() if isinstance(value, (int, float))]
+            elif isinstance(x, Adam):  # the rate is recorded as a tensor
+                group = x.param_groups[0]
+                group["lr"] = x.lr_tensor.fill_(group["lr"])
+        self.first = self.first or given
+        if given != self.first:
+            raise ValueError(f"a compiled or captured {self.function.__name__} repeats its first call: make a new one")
+        self.calls += 1
+        return self.run(inputs, [x for x in flat if isinstance(x, torch.Tensor)])
+
+
+class OnVectors(nn.ModuleList):
+    """Modules, as arguments of a function, with parameters made from their vectors.
+    SPEED: -5%: the compiled graph takes two vectors instead of 100 parameters."""
+
+    def forward(self, function, *inputs):
+        return function(*self, *inputs)
+
+    def on_vectors(self, *inputs):
+        named, pieces = dict(self.named_parameters()), []
+        for module in self:
+            sizes = [param.numel() for param in module.parameters()]
+            pieces += module.vector.detach().requires_grad_().split(sizes)
+        for (name, param), piece in zip(list(named.items()), pieces):
+            named[name] = piece.view(param.shape)
+        return torch.func.functional_call(self, named, inputs)
+
+
+class CompiledStep(RecordedStep):
+    """Compiled for the CPU; where that fails one line says so, and the function runs as it is."""
+
+    def run(self, inputs, tensors):
+        if self.calls == 1:
+            print(f"compiling {self.function.__name__}: up to a minute, seconds where cached", flush=True)
+            self.modules = OnVectors([x for x in inputs if isinstance(x, nn.Module)])
+            try:
+                torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes a part of the one graph
+                options = {"cpp_wrapper": True}  # SPEED: -6%
+                options["cpp.enable_floating_point_contract_flag"] = "fast"  # SPEED: -3%, by fused multiply-adds
+                options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe  # SPEED: -5%: checked above
+                settings = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
+                self.compiled = torch.compile(OnVectors.on_vectors, options=options, **settings)
+                return self.compiled(self.modules, self.function, *inputs[len(self.modules) :])
+            except (RuntimeError, OSError, AttributeError, TypeError) as error:  # the last two: an older PyTorch
+                print(f"--compile: running eager, for compiling failed: {error!s:.200}", flush=True)
+                self.compiled = OnVectors.forward
+        return self.compiled(self.modules, self.function, *inputs[len(self.modules) :])
+
+
+class CapturedStep(RecordedStep):
+    """One CUDA graph from the fourth call on, whose inputs and results each later call writes over.
+    SPEED: 564 steps/s of Hopper-v4 on an H100, not 68."""
+
+    def run(self, inputs, tensors):
+        if self.calls == 1:
+            self.stream, self.graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        if self.calls <= 3:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                outputs = self.function(*inputs)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return outputs
+        if self.calls == 4:
+            self.tensors = tensors
+            with torch.cuda.graph(self.graph):
+                self.outputs = self.function(*inputs)
+        for recorded, given in zip(self.tensors, tensors):
+            recorded.copy_(given)
+        self.graph.replay()
+        return self.outputs
+
+
+def accelerated(args, device, steps):
+    """`update` and the flow's forward pass, with the same arguments: captured, compiled or as they are."""
+    step = None
+    if device.type == "cuda" and args.cuda_graph:
+        step = CapturedStep
+    if device.type == "cpu" and args.compile and steps >= 20_000:  # shorter runs are not worth it
+        step = CompiledStep
+    return (step(update), step(FlowPolicy.forward)) if step else (update, FlowPolicy.forward)
+
+
+# ---- Plumbing: the environment, files, checks and the command line ---------------------------------------------------
 class UsageError(ValueError):
     """Bad input: one sentence naming the flag and what is allowed. Raised before any work; exit code 2."""
 
@@ -541,37 +676,29 @@ def paper_row(task):
     return row if row in PAPER_SETTINGS else None
 
 
-RULES = """1 <= --num-envs; 1 <= --batch-size <= --num-envs * --buffer-steps; 1 <= --buffer-steps; 1 <= --log-frequency
-    1 <= --checkpoint-frequency; 1 <= --eval-episodes; 1 <= --torch-threads <= 1024; 0 <= --seed < 2**32
-    0 <= --random-steps <= --learning-starts; 1 <= --learning-starts < --total-vector-steps; ':' in --make
-    0 < --learning-rate < inf; 0 < --max-grad-norm < inf; 0 < --alpha < inf; 0 < --tau <= 1; 0 <= --gamma <= 1
-    -inf < --sigma-min < --sigma-max < inf; None in (--resume, --evaluate)"""
+RULES = """1 <= num_envs; 1 <= batch_size <= num_envs * buffer_steps; 1 <= buffer_steps; 1 <= log_frequency
+1 <= checkpoint_frequency; 1 <= eval_episodes; 1 <= eval_max_steps; 1 <= torch_threads <= 1024; 0 <= seed < 2**32
+0 <= random_steps <= learning_starts; 1 <= learning_starts < total_vector_steps; ':' in make
+0 < learning_rate < inf; 0 < max_grad_norm < inf; 0 < alpha < inf; 0 < tau <= 1; 0 <= gamma <= 1
+-inf < sigma_min < sigma_max < inf; resume is None or evaluate is None"""
 
 
 def check_args(args):
     """Raises UsageError for settings that break a rule."""
-    for rule in re.split("[;\n] *", RULES):
-        values = re.sub("--([a-z-]+)", lambda flag: repr(getattr(args, flag[1].replace("-", "_"))), rule)
-        if not eval(values, {"inf": math.inf, "nan": math.nan}):
-            raise UsageError(f"{rule} must hold, not {values}")
+    for rule in RULES.replace("\n", "; ").split("; "):
+        if not eval(rule, {"inf": math.inf}, vars(args)):
+            flags = [f"--{name.replace('_', '-')} {vars(args)[name]}" for name in rule.split() if name in vars(args)]
+            raise UsageError(f"{rule} must hold, not {', '.join(flags)}")
 
 
-def check_memory(flag, transitions, width, device):
-    """Raises UsageError if a replay buffer does not fit into the GPU, or the machine, the cgroup and `ulimit -v`."""
-    free = [torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available]
-    if device.type == "cpu" and sys.platform == "linux":
-        limit, used = psutil.Process().rlimit(psutil.RLIMIT_AS)[0], psutil.Process().memory_info()
-        free += [limit - used.vms] * (limit != psutil.RLIM_INFINITY)
-        for controller, group in re.findall("[0-9]:(memory|):/(.*)", Path("/proc/self/cgroup").read_text()):
-            for folder in Path("/sys/fs/cgroup", controller, group, "_").parents:
-                for file in (*folder.glob("memory.max"), *folder.glob("memory.limit_in_bytes")):  # cgroup v2, v1
-                    free += [int(size) - used.rss for size in file.read_text().split() if size != "max"]
-    needed, free = 4e-9 * transitions * width, 1e-9 * min(free)
-    if needed > free:
-        raise UsageError(f"{flag} must fit in memory: it needs {needed:,.1f} GB, {free:,.1f} are free")
+def check_memory(device, flag, transitions, width):
+    """Raises UsageError if a replay buffer does not fit into the free memory."""
+    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if 4 * transitions * width > free:
+        raise UsageError(f"{flag} must fit into {free / 1e9:,.1f} GB of free memory, not {transitions:,} transitions")
 
 
-def make_env(args, num_envs, device, buffer_steps=0):
+def make_env(args, num_envs, device, stack):
     """Seeds the global random streams, makes the simulator of --make, returns it and `step_simulator` of a first step.
     make(seed, task, num_envs, sim_device, rl_device, graphics_device_id, headless, **--make-kwargs) gives an object:
     observation_space, action_space of shapes (S,), (A,); actions will be float32 in [-1,1] on rl_device
@@ -579,14 +706,18 @@ def make_env(args, num_envs, device, buffer_steps=0):
     step(actions (N, A)) -> {"obs": (N, S)}, reward (N,), done (N,), {"time_outs": (N,), ended by a time limit alone}
         The obs where done is the last; the next step resets without acting and returns the new episode's first obs
     get_state() -> tensors and plain data, set_state(state): optional, for an exact --resume
-    Raises UsageError if the object does otherwise."""
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(args.seed)
+    close(): optional, called when the stack closes. Raises UsageError if the object does otherwise."""
+    # TRY NOT TO MODIFY: seeding
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
     module, _, function = args.make.partition(":")
     devices = dict.fromkeys(("sim_device", "rl_device"), "cuda:0" if device.type == "cuda" else "cpu")
     try:  # headless, or it opens a viewer
         make, kwargs = getattr(importlib.import_module(module), function), json.loads(args.make_kwargs)
         env = make(args.seed, args.task, num_envs, **devices, graphics_device_id=-1, headless=True, **kwargs)
+        if hasattr(env, "close"):
+            stack.callback(env.close)
         (obs_dim,), (act_dim,), space = env.observation_space.shape, env.action_space.shape, env.action_space
         _, zeros = env.reset(), torch.zeros(num_envs, act_dim, device=device)
         first = step_simulator(env, zeros, resets=zeros[:, 0] == 0)
@@ -601,7 +732,8 @@ def make_env(args, num_envs, device, buffer_steps=0):
             advice = f"isaacgym: {isaacgym_problem or 'imported'}; without: --make benchmark.simulators.mujoco:make"
         what = f"--make {args.make} --make-kwargs {args.make_kwargs} must make --task {args.task} here"
         raise UsageError(f"{what}: {error!r} ({advice})") from error
-    check_memory("--buffer-steps", buffer_steps * num_envs, 2 * obs_dim + act_dim + 2, device)
+    if args.resume is not None and not hasattr(env, "get_state"):
+        say(f"{args.make} has no get_state and set_state: not bit for bit as before, new episodes begin")
     return env, first
 
 
@@ -621,91 +753,34 @@ def step_simulator(env, actions, resets):
     return obs, reward, done != 0, timed_out != 0, ~resets | (getattr(env, "progress_buf", 0 * done) == 1)
 
 
-def set_up_torch(args):
-    """Sets threads, memory and matrix products of PyTorch. Returns the device."""
-    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+def set_up_torch(args, device, stack):
+    """Sets threads, memory and matrix products of PyTorch, until the stack is closed."""
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
     torch.set_num_threads(args.torch_threads)
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         # SPEED: up to -10%: glibc keeps freed memory: 2 page faults per step instead of 40 to 90
-        for parameter, value in ((-1, 2**30), (-3, 2**25)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            ctypes.CDLL(None).mallopt(parameter, value)
+        ctypes.CDLL(None).mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
+        ctypes.CDLL(None).mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
     # SPEED: -16% (Hopper-v4), -32% (Humanoid-v4) on a Zen 5: "medium" allows oneDNN; not where it would be bfloat16
     torch.set_float32_matmul_precision("medium" if device.type == "cpu" else "highest")
     x = torch.linspace(-1, 1, 2**16).view(2**8, 2**8)
     if (x @ x - x.double() @ x.double()).abs().max() > 1e-3:
         torch.set_float32_matmul_precision("highest")
-    return device
-
-
-class CompiledStep(nn.Module):
-    """`run(...)` calls step(policy, target, ...), compiled once: shapes, gamma, tau, alpha are the first call's."""
-
-    def __init__(self, step, policy, target, compiled=True):
-        super().__init__()
-        self.step, self.policy, self.target = step, policy, target
-        self.function = None if compiled else CompiledStep.forward
-
-    def forward(self, *inputs):
-        return self.step(self.policy, self.target, *inputs)
-
-    def on_vectors(self, *inputs):
-        """SPEED: -5%: the compiled graph makes the parameters from two vectors instead of taking 100 inputs."""
-        policy, target = self.policy, self.target
-        parameters = {f"policy.{k}": view for k, view in policy.views(policy.vector.detach().requires_grad_()).items()}
-        parameters.update({f"target.{k}": view for k, view in target.views(target.vector).items()})
-        return torch.func.functional_call(self, parameters, inputs)
-
-    def run(self, *inputs):
-        if self.function is None:
-            print("compiling the learning step: about a minute, seconds where cached", flush=True)
-            try:
-                torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes a part of the one graph
-                options = {"cpp_wrapper": True}  # SPEED: -6%
-                options["cpp.enable_floating_point_contract_flag"] = "fast"  # SPEED: -3%, by fused multiply-adds
-                options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe  # SPEED: -5%: not checked later
-                settings = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True, "options": options}
-                self.function = torch.compile(CompiledStep.on_vectors, **settings)
-                return self.function(self, *inputs)
-            except (RuntimeError, OSError, AttributeError, TypeError) as error:  # the last two: an older PyTorch
-                print("--compile: running eager, for compiling failed:", str(error).partition("\n")[0], flush=True)
-                self.function = CompiledStep.forward
-        return self.function(self, *inputs)
-
-
-class CudaGraph:
-    """`step`, a function of obs (B, S), from the fourth call one CUDA graph. SPEED: 564 steps/s on an H100, not 68."""
-
-    def __init__(self, step):
-        self.step, self.calls, self.stream, self.graph = step, 0, torch.cuda.Stream(), torch.cuda.CUDAGraph()
-
-    def __call__(self, obs):
-        self.calls += 1
-        if self.calls <= 3:
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
-                self.outputs = self.step(obs)
-            torch.cuda.current_stream().wait_stream(self.stream)
-            return self.outputs
-        if self.calls == 4:
-            self.obs = obs.clone()
-            with torch.cuda.graph(self.graph):
-                self.outputs = self.step(self.obs)
-        self.obs.copy_(obs)
-        self.graph.replay()
-        return self.outputs
 
 
 def random_streams():
     """The states of the global random streams (python, numpy, torch, GPUs in use), as plain data."""
-    numpy = tuple(x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state())
+    kind, keys, *rest = np.random.get_state()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # asking would initialise CUDA
-    return random.getstate(), numpy, torch.get_rng_state(), gpus
+    return random.getstate(), (kind, keys.tolist(), *rest), torch.get_rng_state(), gpus
 
 
 def set_random_streams(streams):
     """Puts the global random streams into states of `random_streams`."""
-    for set_state, state in zip((random.setstate, np.random.set_state, torch.set_rng_state), streams):
-        set_state(state)
+    random.setstate(streams[0])
+    np.random.set_state(streams[1])
+    torch.set_rng_state(streams[2])
     torch.cuda.set_rng_state_all(streams[3][: torch.cuda.device_count()])
 
 
@@ -727,113 +802,167 @@ def load_file(path, flag, use):
                 raise ValueError("it is damaged")
         return use(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # damaged bytes raise whatever they like
-        raise UsageError(f"{flag} must name what this script wrote, not {path}: {error!r:.150}") from error
+        raise UsageError(f"{flag} must name what this script wrote, not {path}: {error!r:.200}") from error
 
 
-class Run(contextlib.AbstractContextManager):
-    """The folder runs/NAME of a run: lock, logs, progress bar, models and checkpoint. table, columns: the CSV file, and
-    what follows step and seconds in it. state: what --resume continues from. Raises UsageError."""
+def say(text):
+    """Prints above the progress bar; a log file shows it at once."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
 
-    def __init__(self, args, task, table, columns, total, rb):
+
+class Run(contextlib.ExitStack):
+    """The folder runs/NAME: lock, logs, models, checkpoint. It closes what was entered, whatever ends the run.
+    state: what --resume continues from. Raises UsageError."""
+
+    def __init__(self, args, task, total, network, rb):
+        super().__init__()
         name = re.sub("[/:]", "-", f"{task}__{args.exp_name}__{args.seed}__{int(1e3 * time.time())}")
-        self.args, self.rb, self.dir = args, rb, Path("runs", name) if args.resume is None else Path(args.resume)
-        self.versions = {name: str(module.__version__) for name, module in sys.modules.items() if name in VERSIONED}
-        self.state = {"step": 0, "seconds": 0.0, "best": -math.inf, "rows": [], "replay": [], "wandb_id": None}
+        self.name = args.resume or f"runs/{name}"
+        self.dir = Path(self.name).absolute()  # an environment may go to another folder
+        self.args, self.network, self.rb, self.wandb = args, network, rb, None
+        versions = {name: str(sys.modules[name].__version__) for name in VERSIONED.split() if name in sys.modules}
+        self.config = {"args": {**asdict(args), "resume": None}, "versions": versions}
+        self.state = {"step": 0, "seconds": 0.0, "best": -math.inf, "table": "", "replay": [], "wandb_id": None}
         if args.resume is not None:
             self.load_checkpoint(total)
         self.first_step, self.start_time = self.state["step"], time.time() - self.state["seconds"]
-        self.config = {"args": {**asdict(args), "resume": None}, "versions": self.versions, "resumed": self.first_step}
-        self.lock = FileLock(self.dir / "lock")
         try:
             if args.resume is not None:
-                self.lock.acquire(timeout=0)  # before W&B, which would disturb a live run
+                self.lock()  # before W&B, which would disturb a live run
             if args.track:
-                import wandb
-
-                names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.dir.name}
-                names.update(id=self.state["wandb_id"], resume="allow", config={**self.config["args"], **self.config})
-                self.state["wandb_id"] = wandb.init(**names, sync_tensorboard=True, save_code=True).id
-            self.dir.mkdir(parents=True, exist_ok=args.resume is not None)  # after W&B: a bad login leaves no folder
-            self.lock.acquire(timeout=0)
+                self.track()
+            if args.resume is None:
+                self.dir.mkdir(parents=True)  # after W&B: a bad login leaves no folder
+                self.lock()
             (self.dir / "config.json").write_text(json.dumps(self.config, indent=2))
         except Exception as error:  # W&B without a key or network, bad WANDB_* variables: each its own class
-            what = "--track needs a W&B login or WANDB_MODE=offline, and" if args.track else ""
-            raise UsageError(f"{what} {self.dir} must be writable and in no other use: {error}".strip()) from error
-        self.table, self.columns = self.dir / table, ["step", "seconds", *columns]
+            self.close()
+            flag = "--track needs a W&B login or WANDB_MODE=offline, and " * args.track
+            raise UsageError(f"{flag}{self.name} must be writable and in no other use: {error}") from error
         self.writer = SummaryWriter(self.dir, purge_step=self.first_step + 1)  # readers drop what was logged later
-        self.writer.add_text("hyperparameters", f"```\n{json.dumps(self.config, indent=2)}\n```", self.first_step)
-        self.progress = tqdm(total=total, initial=self.first_step, dynamic_ncols=True, mininterval=1.0, miniters=1)
+        self.callback(self.writer.close)
+        say(f"{self.name}: {paper_row(task) or 'shared'} settings, flags win\n{args}")
+
+    def lock(self):
+        """Keeps a second process away, where the file system can."""
+        try:
+            self.enter_context(FileLock(self.dir / "lock", timeout=0))
+        except Timeout:
+            raise
+        except OSError as error:
+            say(f"{self.name} is not guarded against a second process: {error}")
+
+    def track(self):
+        """Opens the run's record at W&B."""
+        import wandb
+
+        self.wandb = wandb.init(
+            project=self.args.wandb_project_name,
+            entity=self.args.wandb_entity,
+            name=self.dir.name,
+            id=self.state["wandb_id"],
+            resume="allow",
+            config={**self.config, **self.config["args"]},
+            save_code=True,
+        )
+        self.callback(self.wandb.finish)
+        self.state["wandb_id"] = self.wandb.id
 
     def __exit__(self, kind, error, traceback):
-        if kind not in (None, FloatingPointError) and (self.dir / "checkpoint.pt").exists():  # it would diverge again
-            self.say(f"continue with: python {shlex.join([sys.argv[0], '--resume', str(self.dir)])}")
-        self.progress.close()
-        self.writer.close()
-        self.lock.release(force=True)
+        if kind not in (None, FloatingPointError) and self.state["replay"]:  # it would diverge again
+            say(f"continue with: python {shlex.join([sys.argv[0], '--resume', self.name])}")
+        return super().__exit__(kind, error, traceback)
 
-    def say(self, text):
-        """Prints above the progress bar."""
-        self.progress.write(text, file=sys.stdout)
-        sys.stdout.flush()  # a log file shows it now too
+    def seconds(self):
+        """How long the run has been at work, in all its lives."""
+        return time.time() - self.start_time
 
     def log(self, step, scalars):
-        """Writes {name: number} to TensorBoard and W&B."""
+        """Writes {name: number} to TensorBoard and W&B. Raises FloatingPointError for one that is not finite."""
         for name, value in scalars.items():
-            self.writer.add_scalar(name, float(value), step)
+            if not math.isfinite(value):
+                advice = "lower --learning-rate, or scale the rewards"
+                raise FloatingPointError(f"not finite at step {step:,}, {advice}: {scalars}")
+            self.writer.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log(scalars, step=step)
 
-    def log_row(self, step, values):
-        """Adds a line to the CSV file."""
-        self.state["rows"].append([step, round(time.time() - self.start_time, 1), *map(float, values)])
-        self.table.write_text("".join(",".join(map(str, row)) + "\n" for row in [self.columns, *self.state["rows"]]))
+    def log_row(self, step, row):
+        """Says what the returns were, {column: number}, and adds them to a table."""
+        table, kind = "evaluations.csv", "eval return"
+        if "episodes" in row:
+            table, kind = "returns.csv", f"return of the last {row['episodes']} training episodes"
+        say(f"step {step:,}: {kind} {row['mean']:.1f} +- {row['std']:.1f}")
+        row = {"step": step, "seconds": round(self.seconds(), 1), **row}
+        self.state["table"] = self.state["table"] or ",".join(row) + "\n"
+        self.state["table"] += ",".join(map(str, row.values())) + "\n"
+        (self.dir / table).write_text(self.state["table"])
 
-    def save_models(self, module, step, score, network):
-        """Writes model.pt, and model_best.pt if the score is the best so far. network: how to make the module again."""
-        about = {**self.config, "run": self.dir.resolve().name, "step": step, "score": float(score), "network": network}
-        model = {"about": about, "state_dict": {name: tensor.cpu() for name, tensor in module.state_dict().items()}}
+    def save_models(self, module, step, score):
+        """Writes model.pt, and model_best.pt if the score is the best so far."""
+        about = {**self.config, "run": self.dir.name, "step": step, "score": float(score), "network": self.network}
+        model = {"about": about, "state_dict": module.state_dict()}
         save_file(self.dir / "model.pt", model)
         if score > self.state["best"]:
             save_file(self.dir / "model_best.pt", model)
             self.state["best"] = float(score)
 
+    def checkpoint_is_due(self, step, ended):
+        """At an episode's end, the first after --checkpoint-frequency steps; without any, after ten times as many."""
+        waited = (step - self.state["step"]) / self.args.checkpoint_frequency
+        return waited >= 10 or ended and (waited >= 1 or not self.state["replay"])
+
     def checkpoint(self, step, learned, **rest):
         """Writes what --resume needs, new transitions first. A kill or full disk leaves the one before it whole."""
         self.writer.flush()
-        oldest, stop = max(0, self.rb.added - len(self.rb.rows)), self.rb.added
-        replay = [(first, last) for first, last in self.state["replay"] if last > oldest]
-        for first in range(replay[-1][1] if replay else oldest, stop, 2**20):
-            replay.append((first, min(first + 2**20, stop)))
-            save_file(self.dir / f"replay_{first}_{replay[-1][1]}.pt", {"rows": self.rb.get_rows(*replay[-1])})
-        self.state.update(step=step, config=self.config, seconds=time.time() - self.start_time, replay=replay, **rest)
-        self.state.update(random=random_streams(), learned={name: tensor.cpu() for name, tensor in learned.items()})
+        oldest = max(0, self.rb.added - len(self.rb.rows))
+        replay = [part for part in self.state["replay"] if part[1] > oldest]
+        replay.append((replay[-1][1] if replay else oldest, self.rb.added))
+        save_file(self.replay_file(*replay[-1]), self.rb.get_rows(*replay[-1]))
+        self.state.update(step=step, seconds=self.seconds(), config=self.config, replay=replay)
+        self.state.update(learned=learned, random=random_streams(), **rest)
         save_file(self.dir / "checkpoint.pt", self.state)
-        for path in {*self.dir.glob("replay_*")} - {self.dir / f"replay_{first}_{stop}.pt" for first, stop in replay}:
+        for path in {*self.dir.glob("replay_*")} - {self.replay_file(*part) for part in replay}:
             path.unlink()
+
+    def replay_file(self, first, stop):
+        """Where transitions number `first` to `stop` - 1 are."""
+        return self.dir / f"replay_{first}_{stop}.pt"
 
     def load_checkpoint(self, total):
         """Fills `state` and the replay buffer."""
         self.state = load_file(self.dir / "checkpoint.pt", "--resume", dict)
-        check_unchanged(self.args, self.state["config"]["args"], "--resume", MAY_CHANGE)
-        before, now = self.state["config"]["versions"], self.versions
+        check_unchanged(self.args, self.state["config"]["args"], "--resume")
+        before, now = self.state["config"]["versions"], self.config["versions"]
         if total < self.state["step"]:
             raise UsageError(f"--resume: that run has done {self.state['step']:,} steps, more than {total:,}")
         if before.get("mujoco") != now.get("mujoco"):  # one curve must be of one simulator
             raise UsageError(f"--resume needs mujoco {before.get('mujoco')}, as before, not {now.get('mujoco')}")
         if before != now:
-            print(f"not bit for bit as before: versions were {before}, are {now}", flush=True)
-        self.rb.added = self.state["replay"][0][0]
-        for first, stop in tqdm(self.state["replay"], "loading the replay buffer", delay=2):
-            load_file(self.dir / f"replay_{first}_{stop}.pt", "--resume", lambda file: self.rb.set_rows(file["rows"]))
+            say(f"not bit for bit as before: versions were {before}, are {now}")
+        for part in self.state["replay"]:
+            load_file(self.replay_file(*part), "--resume", functools.partial(self.rb.set_rows, part[0]))
+
+    def restore(self, learned):
+        """Puts what was learned and the global random streams back."""
+        for tensor, stored in zip(learned, self.state["learned"]):
+            tensor.copy_(stored)
+        set_random_streams(self.state["random"])
 
 
+VERSIONED = "gymnasium jax mujoco numpy torch"  # modules that decide a run's numbers
 # What a resumed run may change: how long it runs, and what changes its numbers by rounding (cuda: its draws too).
-MAY_CHANGE = {"total_vector_steps", "checkpoint_frequency", "track", "wandb_project_name", "wandb_entity", "resume"}
-MAY_CHANGE |= {"cuda", "cuda_graph", "compile", "torch_threads", "evaluate", "eval_episodes", "eval_deterministic"}
+MAY_CHANGE = "total_vector_steps checkpoint_frequency track wandb_project_name wandb_entity"
+MAY_CHANGE += " cuda cuda_graph compile torch_threads"
+MAY_CHANGE_TOO = "seed eval_episodes eval_deterministic eval_max_steps"  # with --evaluate
 
 
-def check_unchanged(args, stored, flag, may_change):
-    """Raises UsageError if `args` are not `stored`, of the run that `flag` names, except names in `may_change`."""
+def check_unchanged(args, stored, flag):
+    """Raises UsageError if `args` are not `stored`, of the run that `flag` names."""
+    may_change = f"resume evaluate {MAY_CHANGE} {MAY_CHANGE_TOO if flag == '--evaluate' else ''}".split()
     for name, value in stored.items():
-        if name not in may_change and getattr(args, name, None) != value:
+        if name not in may_change and getattr(args, name, value) != value:
             raise UsageError(f"--{name.replace('_', '-')} must stay {value} with {flag}")
 
 
@@ -851,34 +980,40 @@ def load_agent(path):
 def stored_args(args):
     """The settings of the run that --resume or --evaluate name. Raises UsageError if there is none."""
     if args.resume is not None:
-        stored = load_file(Path(args.resume, "checkpoint.pt"), "--resume", lambda state: state["config"]["args"])
-    else:
-        stored = load_agent(args.evaluate)[1]["args"]
-    known = {name: value for name, value in stored.items() if hasattr(args, name)}
-    return replace(args, **{**known, "resume": args.resume, "evaluate": args.evaluate})
+        path = Path(args.resume, "checkpoint.pt")
+        return load_file(path, "--resume", lambda state: Args(**{**state["config"]["args"], "resume": args.resume}))
+    stored = {**load_agent(args.evaluate)[1]["args"], "evaluate": args.evaluate}
+    return replace(args, **{name: value for name, value in stored.items() if hasattr(args, name)})
 
 
 def play(args):
     """Plays --eval-episodes whole episodes at once with the model of --evaluate. Prints and returns their returns."""
+    agent, about = load_agent(args.evaluate)
+    check_unchanged(args, about["args"], "--evaluate")
     check_args(args)
-    (agent, about), device = load_agent(args.evaluate), set_up_torch(args)
-    check_unchanged(args, about["args"], "--evaluate", {*MAY_CHANGE, "seed"})
-    env, (obs, reward, done, _, in_episode) = make_env(args, args.eval_episodes, device)
-    if (obs.shape[1], *env.action_space.shape) != (about["network"]["obs_dim"], about["network"]["act_dim"]):
-        raise UsageError("--task must have observations and actions as in the run that --evaluate names")
-    print(f"{args.task} after {about['step']:,} vector steps", flush=True)
-    agent.to(device)
-    returns, running = torch.where(in_episode, reward, torch.zeros_like(reward)).double(), ~(done & in_episode)
-    while bool(running.any()):
-        obs, reward, done, _, in_episode = step_simulator(env, agent.act(obs, args.eval_deterministic), resets=done)
-        returns += torch.where(running & in_episode, reward.double(), torch.zeros_like(returns))
-        running = running & ~(done & in_episode)
+    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+    with contextlib.ExitStack() as stack:
+        set_up_torch(args, device, stack)
+        env, (obs, reward, done, _, in_episode) = make_env(args, args.eval_episodes, device, stack)
+        if (obs.shape[1], *env.action_space.shape) != (about["network"]["obs_dim"], about["network"]["act_dim"]):
+            raise UsageError("--task must have observations and actions as in the run that --evaluate names")
+        say(f"{args.task} after {about['step']:,} vector steps")
+        agent.to(device)
+        returns, running = torch.where(in_episode, reward, torch.zeros_like(reward)).double(), ~(done & in_episode)
+        for _ in range(args.eval_max_steps):
+            if not bool(running.any()):
+                break
+            obs, reward, done, _, in_episode = step_simulator(env, agent.act(obs, args.eval_deterministic), resets=done)
+            returns += torch.where(running & in_episode, reward.double(), torch.zeros_like(returns))
+            running = running & ~(done & in_episode)
     returns = returns.cpu().numpy()
     if not np.isfinite(returns).all():
         raise FloatingPointError("--evaluate: a return is not finite, the model or the simulator has diverged")
-    print(*(f"episode {i}: {episodic_return:.1f}" for i, episodic_return in enumerate(returns)), sep="\n")
+    for i, episodic_return in enumerate(returns):
+        say(f"episode {i}: {episodic_return:.1f}")
     kind = "deterministic" if args.eval_deterministic else "stochastic"
-    print(f"{len(returns)} {kind} episodes: mean {returns.mean():.1f}, std {returns.std():.1f}")
+    cut = f" ({int(running.sum())} cut at --eval-max-steps {args.eval_max_steps})" if bool(running.any()) else ""
+    say(f"{len(returns)} {kind} episodes{cut}: mean {returns.mean():.1f}, std {returns.std():.1f}")
     return returns
 
 
