@@ -64,23 +64,12 @@ class Args(OffPolicyArgs):
         self.fill(settings)
 
     def rules(self):
-        rates = {name: getattr(self, name) for name in ("critic_learning_rate", "actor_learning_rate")}
-        rules = {name: (0 < rate < math.inf, "a finite number above 0") for name, rate in rates.items()}
-        for name in ("sigma_min", "sigma_max"):
-            used = "flow" in (self.critic, self.actor) or getattr(self, name) is None
-            rules[name] = used, "given with --critic flow or --actor flow only"
-        return rules
-
-    def describe(self):
-        none = {"max_grad_norm": "no clipping", "alpha": "learnt, for an entropy of -A"}
-        row = meow.paper_row(self.env_id)
-        source = f"the paper's settings for {row}" if row else f"{self.env_id} is not in the paper, so shared defaults"
-        lines = [f"{self.critic} critic{' with reward shifting' * self.lrs}, {self.actor} actor; {source}; flags win"]
-        names = ("total_timesteps", "learning_starts", "critic_learning_rate", "actor_learning_rate", "max_grad_norm")
-        for name in (*names, "tau", "alpha", "sigma_min", "sigma_max"):
-            value = getattr(self, name)
-            lines.append(f"  {name} = {none.get(name, 'not used') if value is None else f'{value:,}'}")
-        return "\n".join(lines)
+        used = "flow" in (self.critic, self.actor) or self.sigma_min is self.sigma_max is None
+        return {
+            "--critic-learning-rate must be a finite number above 0": 0 < self.critic_learning_rate < math.inf,
+            "--actor-learning-rate must be a finite number above 0": 0 < self.actor_learning_rate < math.inf,
+            "--sigma-min and --sigma-max must be given with --critic flow or --actor flow only": used,
+        }
 
 
 # ALGO LOGIC: initialize agent here:
@@ -196,8 +185,10 @@ class ActorCritic(Agent):
             next_q = self.target.get_q(data.next_obs, next_act).min(dim=1).values  # clipped double Q or SCDQ, Sec. 3.2
             next_v = (next_q - alpha * next_log_prob)[:, None]  # SAC's soft value, also of the flow, whose V is exact
             target_q = data.reward + self.args.gamma * (1 - data.terminated) * next_v  # only termination cuts it
-        dropout = [self.critic.dropout_masks(len(data.obs))] if self.args.critic == "flow" else []
-        q = self.critic.get_q(data.obs, data.act, *dropout)
+        if self.args.critic == "flow":
+            q = self.critic.get_q(data.obs, data.u, meow.dropout_masks(self.critic, len(data.obs)))
+        else:
+            q = self.critic.get_q(data.obs, data.u)
         qf_loss = 0.5 * (q - target_q).square().sum(dim=1).mean()  # Eq. 9 with SAC's soft value
         grad_norm = step(self.optimizers[0], qf_loss, self.args.max_grad_norm or math.inf)
 

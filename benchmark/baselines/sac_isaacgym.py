@@ -9,9 +9,10 @@ mean and a log-std that does not depend on the state. Simulator, replay buffer, 
 checkpoints are meow_isaacgym.py's own, so that both systems of the figure are measured alike: a run writes runs/NAME.
 """
 
+import contextlib
 import math
+import os
 import sys
-import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Optional
@@ -74,10 +75,13 @@ class Args:
 
 def check_args(args):
     """Raises UsageError for settings that no run can have."""
-    shared = [field.name for field in fields(meow.Args) if hasattr(args, field.name)]
-    meow.check_args(meow.Args(**{name: getattr(args, name) for name in shared}))
+    shared = {}
+    for field in fields(meow.Args):
+        if hasattr(args, field.name):
+            shared[field.name] = getattr(args, field.name)
+    meow.check_args(meow.Args(**shared))
     if not 0 < args.alpha_learning_rate < math.inf:
-        raise meow.UsageError(f"--alpha-learning-rate must be > 0, finite, got {args.alpha_learning_rate}")
+        raise meow.UsageError("--alpha-learning-rate must be a finite number above 0")
 
 
 def mlp(in_dim, out_dim):
@@ -128,10 +132,8 @@ class SAC(nn.Module):
         return self.actor(self.normalizer(obs))[0]
 
     def update(self, data):
-        """One step of critics, actor, entropy weight and targets on Transitions of raw observations.
-
-        Returns {name of a loss or value: tensor ()}.
-        """
+        """One step of critics, actor, entropy weight and targets on Transitions of raw observations, whose u is here
+        the action in [-1,1]. Returns {name of a loss or value: tensor ()}."""
         args, obs, next_obs = self.args, self.normalizer(data.obs), self.normalizer(data.next_obs)
         alpha = self.log_alpha.exp().detach()
         with torch.no_grad():
@@ -139,7 +141,7 @@ class SAC(nn.Module):
             next_pair = torch.cat([next_obs, next_act], dim=1)
             next_v = torch.min(*(target(next_pair) for target in self.targets)) - alpha * next_log_prob
             target_q = data.reward + args.gamma * (1 - data.terminated) * next_v
-        pair = torch.cat([obs, data.act], dim=1)
+        pair = torch.cat([obs, data.u], dim=1)
         qf_loss = sum((critic(pair) - target_q).square().mean() for critic in self.critics)
         self.step(self.critic_optimizer, qf_loss)
 
@@ -167,38 +169,32 @@ class SAC(nn.Module):
 def train(args):
     """Trains SAC as `args` says and writes runs/NAME. Returns the agent and the Run. Raises as meow_isaacgym.train."""
     check_args(args)
-    device = meow.set_up_torch(args)
-    env, (obs, reward, done, _, in_episode) = meow.make_env(args, args.num_envs, device, args.buffer_steps)
-    obs_dim, act_dim = obs.shape[1], env.action_space.shape[0]
-    rb = meow.VectorReplayBuffer(args.buffer_steps * args.num_envs, obs_dim, act_dim, device)
-    with meow.Run(args, args.task, "returns.csv", ["mean", "std", "episodes"], args.total_vector_steps, rb) as run:
-        run.say(f"{run.dir}\n{args}")
+    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+    with contextlib.ExitStack() as stack:
+        meow.set_up_torch(args, device, stack)
+        env, (obs, reward, done, _, in_episode) = meow.make_env(args, args.num_envs, device, stack)
+        obs_dim, act_dim = obs.shape[1], env.action_space.shape[0]
+        capacity = args.buffer_steps * args.num_envs
+        meow.check_memory(device, "--buffer-steps", capacity, 2 * obs_dim + act_dim + 2)
+        rb = meow.VectorReplayBuffer(capacity, obs_dim, act_dim, device)
+        network = {"obs_dim": obs_dim, "act_dim": act_dim}
+        run = stack.enter_context(meow.Run(args, args.task, args.total_vector_steps, network, rb))
         agent, statistics = SAC(args, obs_dim, act_dim, device), meow.EpisodeStatistics(args.num_envs, device)
-
-        def log(step, losses):
-            mean, std, length, number = statistics.last()
-            run.log_row(step, [mean, std, number])
-            run.say(f"vector step {step:,}: return {mean:.1f} +- {std:.1f} of the last {number} episodes")
-            scalars = {"charts/episodic_return": mean, "charts/episodic_length": length} if number > 0 else {}
-            scalars["charts/SPS"] = int(step * args.num_envs / (time.time() - run.start_time))
-            run.log(step, {**scalars, **{f"losses/{name}": loss for name, loss in losses.items()}})
-
-        statistics.add(reward, done, in_episode)
-        learned, losses = {**agent.state_dict(), **vars(statistics)}, {}
+        learned = [*agent.state_dict().values(), statistics.finished.rows, statistics.finished.count]
+        learned.append(statistics.running)
         restorable = hasattr(env, "get_state") and hasattr(env, "set_state")
-        if run.first_step > 0:
-            for name in learned.keys() - (set() if restorable else {"running"}):  # new episodes have run one step
-                learned[name].copy_(run.state["learned"][name])
+        if args.resume is not None:
+            run.restore(learned)
             for optimizer, state in zip(agent.optimizers, run.state["optimizers"]):
                 optimizer.load_state_dict(state)
-            if restorable:
-                env.set_state(run.state["env"])
-                obs, done = (tensor.to(device) for tensor in run.state["between_steps"])
-            else:
-                run.say(f"{args.make} has no get_state and set_state: not bit for bit as before, new episodes begin")
-            meow.set_random_streams(run.state["random"])
-        for step in range(run.first_step, args.total_vector_steps):
-            if step < args.random_steps:
+        if args.resume is not None and restorable:
+            env.set_state(run.state["simulator"])
+            obs, done = run.state["obs"].to(device), run.state["done"].to(device)
+        else:
+            statistics.running.zero_()
+            statistics.add(reward, done, in_episode)
+        for global_step in meow.trange(run.first_step + 1, args.total_vector_steps + 1, mininterval=1, miniters=1):
+            if global_step <= args.random_steps:
                 actions = 2 * torch.rand(args.num_envs, act_dim, device=device) - 1
             else:
                 actions = agent.act(obs)
@@ -208,40 +204,45 @@ def train(args):
             rb.add(obs, next_obs, actions, reward, done & ~timed_out, valid=~resets)
             agent.normalizer.update(next_obs)
             obs = next_obs
-            if step >= args.learning_starts:
-                losses = agent.update(rb.sample(args.batch_size))
-            run.progress.update()
 
-            ends = step + 1 == args.total_vector_steps
-            logs, saves = (ends or (step + 1) % n == 0 for n in (args.log_frequency, args.checkpoint_frequency))
+            losses = {}
+            if global_step > args.learning_starts:
+                losses = agent.update(rb.sample(args.batch_size))
+            logs = global_step % args.log_frequency == 0 or global_step == args.total_vector_steps
+            saves = run.checkpoint_is_due(global_step, ended=True)
             if (logs or saves) and not all(math.isfinite(loss) for loss in losses.values()):
-                raise FloatingPointError(f"a loss before vector step {step + 1:,} is not finite")
+                raise FloatingPointError(f"a loss before vector step {global_step:,} is not finite")
             if logs:
-                log(step + 1, losses)
+                scalars = {f"losses/{name}": loss for name, loss in losses.items()}
+                meow.log_and_save(run, agent, statistics, global_step, scalars)
             if saves:
-                world = {"env": env.get_state() if restorable else None, "between_steps": [obs, done]}
-                world["optimizers"] = [optimizer.state_dict() for optimizer in agent.optimizers]
-                run.checkpoint(step + 1, learned, **world)
-        run.say(f"finished: {run.dir}")
+                simulator = env.get_state() if restorable else None
+                optimizers = [optimizer.state_dict() for optimizer in agent.optimizers]
+                rest = {"simulator": simulator, "obs": obs, "done": done, "optimizers": optimizers}
+                run.checkpoint(global_step, learned, **rest)
+        meow.say(f"finished: {run.name}")
     return agent, run
 
 
 def main():
     """The command line. Returns the exit code: 0, 2 for bad input, 1 where a run had to stop, 130 after Ctrl-C."""
+    sys.path.append(os.getcwd())  # for a user's own modules
     args = tyro.cli(Args)
+
+    def stored_args(state):
+        return Args(**{**state["config"]["args"], "resume": args.resume})
+
     try:
         if args.resume is not None:
-            path = Path(args.resume, "checkpoint.pt")
-            stored = meow.load_file(path, "--resume", lambda state: state["config"]["args"])
-            if stored.keys() != {field.name for field in fields(Args)}:
-                raise meow.UsageError(f"--resume must name a run of this script, {args.resume} is of another")
-            args = tyro.cli(Args, default=Args(**{**stored, "resume": args.resume}))
-        train(args)
-    except (meow.UsageError, FloatingPointError, OSError) as error:
+            stored = meow.load_file(Path(args.resume, "checkpoint.pt"), "--resume", stored_args)
+            args = tyro.cli(Args, default=stored)  # flags win over what that run had
+        try:
+            train(args)
+        except SystemExit as stop:  # of the simulator: its exit code might be 0
+            raise OSError(f"--make {args.make} has ended the process: {stop!r}") from stop
+    except (meow.UsageError, FloatingPointError, OSError, KeyboardInterrupt) as error:
         print(error, file=sys.stderr)
-        return 2 if isinstance(error, meow.UsageError) else 1
-    except KeyboardInterrupt:
-        return 130
+        return {meow.UsageError: 2, KeyboardInterrupt: 130}.get(type(error), 1)
     return 0
 
 

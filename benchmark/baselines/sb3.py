@@ -1,7 +1,7 @@
 """The paper's baselines SAC, TD3, DDPG and PPO: stable-baselines3 with rl-zoo3's settings, as the paper ran them.
 
     python benchmark/baselines/sb3.py --algo sac --env-id Hopper-v4 --exp-name sac        # also td3, ddpg, ppo
-    python benchmark/baselines/sb3.py --resume runs/NAME                                  # CPU: bit for bit
+    python benchmark/baselines/sb3.py --resume runs/NAME                                  # CPU: bit for bit, except ppo
 
 The algorithms are stable-baselines3's (SB3's). Environment, evaluation, logs, checkpoints and resume are those of
 meow_continuous_action.py, so that all systems of a figure are measured alike. That makes three differences:
@@ -12,17 +12,15 @@ meow_continuous_action.py, so that all systems of a figure are measured alike. T
 - An evaluation at step N comes before the update of step N (meow_continuous_action.py: after it). PPO's uses the
   observation normaliser as it stands at that step.
 
-Checkpoints are written between two rollouts. A rollout is one step, PPO's 512 (SB3's default: 2,048): a checkpoint
-waits for its end. The last one is that before the last rollout, so that a run resumed with more --total-timesteps
-becomes the run that was that long at once.
+A rollout is one step, PPO's 512 (SB3's default: 2,048). Checkpoints are written between two rollouts, PPO's in the
+middle of an episode: a resumed run of PPO begins a new one there.
 """
 
 import copy
+import functools
 import inspect
 import json
-import math
 import sys
-import time
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -31,7 +29,7 @@ import numpy as np
 import stable_baselines3
 import torch
 import torch.nn as nn
-from off_policy import OffPolicyArgs, evaluator, main, meow, resume_episode, start
+from off_policy import OffPolicyArgs, main, meow, open_run
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
@@ -84,49 +82,45 @@ class Args(OffPolicyArgs):
         super().__post_init__()
         parameters = inspect.signature(ALGORITHMS[self.algo]).parameters
         settings = {name: parameter.default for name, parameter in parameters.items()} | zoo_row(self)
+        settings["exp_name"] = self.algo
         if self.algo == "ppo":
             settings |= {"buffer_size": settings["n_steps"], "learning_starts": 0}
-        own = {field.name for field in fields(self)}
-        self.fill({name: value for name, value in settings.items() if name in own} | {"exp_name": self.algo})
+        self.fill({field.name: settings.get(field.name) for field in fields(self)})
 
     def rules(self):
-        if self.algo != "ppo":
-            draws = self.eval_deterministic or self.algo == "sac"
-            return {"eval_deterministic": (draws, "left out with td3 and ddpg, which draw no actions")}
-        divides = self.batch_size > 1 and self.buffer_size % self.batch_size == 0
-        return {
-            "learning_starts": (self.learning_starts == 0, "0 with --algo ppo"),
-            "batch_size": (divides, "above 1 and divide --buffer-size with --algo ppo"),
-        }
-
-    def describe(self):
-        settings = "rl-zoo3's settings" if meow.paper_row(self.env_id) else "rl-zoo3's defaults"
-        return f"{self.algo} on {self.env_id}: {settings}, flags win; config.json has them all"
+        if self.algo == "ppo":
+            divides = self.batch_size > 1 and self.buffer_size % self.batch_size == 0
+            return {
+                "--learning-starts must be 0 with --algo ppo": self.learning_starts == 0,
+                "--batch-size must be above 1 and divide --buffer-size with --algo ppo": divides,
+            }
+        draws = self.eval_deterministic or self.algo == "sac"
+        return {"--eval-deterministic must stay with td3 and ddpg, which draw no actions": draws}
 
 
 class Stored(gym.Wrapper):
-    """Puts each transition of the environment into a meow.ReplayBuffer, also PPO's, which need it to resume.
+    """Puts each transition of the environment into a meow.ReplayBuffer, and keeps what SB3, which resets an environment
+    within the step that ends an episode, leaves no time to look at: `charts` of the last step's episode, and
+    `before_reset`, the random streams from which the episode began.
 
     A time limit does not end the task: only `terminated` cuts the bootstrap, as with SB3's own buffer.
     """
 
     def __init__(self, env, rb):
         super().__init__(env)
-        self.rb, self.obs = rb, None
-        space = env.observation_space
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, space.shape)  # SB3 rounds to the dtype that it has
+        self.rb = rb
 
     def reset(self, **kwargs):
-        self.obs, info = self.env.reset(**kwargs)
-        return self.obs, info
+        self.before_reset = meow.random_streams(), self.env.get_state()
+        self.obs, _ = self.env.reset(**kwargs)
+        return self.obs, {}
 
     def step(self, action):
         action = np.float32(action)  # what the buffer keeps is what was done
-        next_obs, reward, terminated, truncated, info = self.env.step(action)
+        next_obs, reward, terminated, truncated, _ = self.env.step(action)
         self.rb.add(self.obs, next_obs, action, reward, terminated)
-        self.obs = next_obs
-        info = {"episode": info["episode"]} if terminated or truncated else {}  # SB3 copies all that it gets
-        return next_obs, reward, terminated, truncated, info
+        self.obs, self.charts = next_obs, self.env.charts
+        return next_obs, reward, terminated, truncated, {}  # SB3 copies all that it gets
 
 
 class Replay:
@@ -141,7 +135,7 @@ class Replay:
     def sample(self, batch_size, env=None):
         """Draws ReplayBufferSamples, each (batch_size, ...)."""
         data = self.rb.sample(batch_size)
-        return ReplayBufferSamples(data.obs, data.act, data.next_obs, data.terminated, data.reward)
+        return ReplayBufferSamples(data.obs, data.u, data.next_obs, data.terminated, data.reward)
 
 
 def make_model(args, env, rb, device):
@@ -167,11 +161,11 @@ def make_model(args, env, rb, device):
 
 def hyperparameters(model):
     """{name: what it resolved to} of all that an SB3 model was made with, as JSON takes it."""
-    names = inspect.signature(type(model)).parameters.keys() - {"policy", "env", "replay_buffer_kwargs"}
-    values = {name: getattr(model, name) for name in sorted(names) if hasattr(model, name)}
-    values |= {"normalize": model.get_vec_normalize_env() is not None, "version": stable_baselines3.__version__}
-    plain = (bool, int, float, str, type(None))
-    return {name: value if isinstance(value, plain) else str(value) for name, value in values.items()}
+    values = {"version": stable_baselines3.__version__, "normalize": model.get_vec_normalize_env() is not None}
+    for name in inspect.signature(type(model)).parameters.keys() - {"policy", "env", "replay_buffer_kwargs"}:
+        value = getattr(model, name, None)
+        values[name] = value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+    return values
 
 
 def newest_losses(model):
@@ -181,10 +175,14 @@ def newest_losses(model):
 
 
 class Policy:
-    """An SB3 model's policy as meow.evaluate plays it. A normaliser is read and not moved."""
+    """An SB3 model's policy as meow.evaluate plays it and a run saves it. A normaliser is read and not moved."""
 
     def __init__(self, model):
         self.model, self.parameters = model, model.policy.parameters
+
+    def state_dict(self):
+        """What `act` needs."""
+        return {"policy": self.model.policy.state_dict(), "normaliser": normaliser_state(self.model)}
 
     def act(self, obs, deterministic=False):
         """(B, S) -> (B, A) in [-1,1]."""
@@ -200,15 +198,23 @@ def normaliser_numbers(model):
     return [] if normaliser is None else [vars(normaliser.obs_rms), vars(normaliser.ret_rms)]
 
 
+def normaliser_state(model):
+    """A copy of `normaliser_numbers` as tensors."""
+    state = []
+    for numbers in normaliser_numbers(model):
+        state.append({name: torch.from_numpy(np.array(x)) for name, x in numbers.items()})
+    return state
+
+
 def get_model_state(model):
     """All that an SB3 model has learnt between two rollouts, as tensors and plain data."""
-    state = {"parameters": model.get_parameters(), "stream": model.action_space.np_random.bit_generator.state}
-    state["variables"] = {name: getattr(model, name).detach() for name in model._get_torch_save_params()[1]}
-    state["counts"] = {name: getattr(model, name) for name in ("num_timesteps", "_n_updates")}
-    numbers = normaliser_numbers(model)
-    state["normaliser"] = [{name: torch.from_numpy(np.array(x)) for name, x in part.items()} for part in numbers]
-    state["returns"] = [torch.from_numpy(model.env.returns)] if numbers else []
-    return state
+    return {
+        "parameters": model.get_parameters(),
+        "stream": model.action_space.np_random.bit_generator.state,
+        "variables": {name: getattr(model, name).detach() for name in model._get_torch_save_params()[1]},
+        "counts": {name: getattr(model, name) for name in ("num_timesteps", "_n_updates")},
+        "normaliser": normaliser_state(model),
+    }
 
 
 def set_model_state(model, state):
@@ -218,10 +224,8 @@ def set_model_state(model, state):
     for name, value in state["variables"].items():
         getattr(model, name).data.copy_(value)
     vars(model).update(state["counts"])
-    for part, saved in zip(normaliser_numbers(model), state["normaliser"], strict=True):
-        part.update({name: tensor.numpy() for name, tensor in saved.items()})
-    for returns in state["returns"]:
-        model.env.returns = returns.numpy()
+    for numbers, saved in zip(normaliser_numbers(model), state["normaliser"], strict=True):
+        numbers.update({name: tensor.numpy() for name, tensor in saved.items()})
 
 
 class Loop(BaseCallback):
@@ -229,62 +233,60 @@ class Loop(BaseCallback):
 
     def __init__(self, run, env, evaluate):
         super().__init__()
-        self.run, self.env, self.evaluate, self.saved_at = run, env, evaluate, run.first_step
+        self.run, self.env, self.evaluate, self.ended = run, env, evaluate, False
+        progress = {"initial": run.first_step, "total": run.args.total_timesteps, "mininterval": 1, "miniters": 1}
+        self.progress = run.enter_context(meow.tqdm(**progress))
 
     def _on_rollout_start(self):
-        args, step = self.run.args, self.model.num_timesteps
-        losses = newest_losses(self.model)
-        for name, value in losses.items():
-            if "loss" in name and not math.isfinite(value):
-                raise FloatingPointError(f"{name} is not finite at step {step:,}")
-        if args.algo == "ppo" or step % 100 == 0:
-            self.run.log(step, {f"losses/{name}": value for name, value in losses.items()})
-        ends_next = step + (args.buffer_size if args.algo == "ppo" else 1) >= args.total_timesteps
-        if ends_next or step // args.checkpoint_frequency > self.saved_at // args.checkpoint_frequency:
-            self.run.checkpoint(step, {}, model=get_model_state(self.model), begun=self.env.begun)
-            self.saved_at = step
+        run, step, is_ppo = self.run, self.model.num_timesteps, self.run.args.algo == "ppo"
+        if is_ppo or step % 100 == 0:
+            run.log(step, {f"losses/{name}": value for name, value in newest_losses(self.model).items()})
+        if step > run.first_step and run.checkpoint_is_due(step, self.ended or is_ppo):
+            run.checkpoint(step, [], model=get_model_state(self.model), before_reset=self.env.before_reset)
 
     def _on_step(self):
-        args, step = self.run.args, self.model.num_timesteps
-        self.run.log(step, self.locals["infos"][0].get("episode", {}))
+        run, step = self.run, self.model.num_timesteps
+        self.progress.update()
+        self.ended = bool(self.locals["dones"][0])
+        if self.ended:
+            run.log(step, self.env.charts)
         if step % 100 == 0:
-            self.run.log(step, {"charts/SPS": int(step / (time.time() - self.run.start_time))})
-        self.run.progress.update()
-        if step == args.total_timesteps or step % args.eval_frequency == 0:
+            run.log(step, {"charts/SPS": int(step / run.seconds())})
+        if step % run.args.eval_frequency == 0 or step == run.args.total_timesteps:
             self.evaluate(step)
-        return step < args.total_timesteps
+        return step < run.args.total_timesteps
 
 
 def train(args):
-    """Trains a baseline as `args` says and writes runs/NAME as meow_continuous_action.py does, without its models.
-
-    Returns the SB3 model and the meow.Run. Raises as meow.train.
-    """
-    # ppo learns from its rollout: its buffer only holds the episode to resume
-    run, env, device = start(args, 10_000 if args.algo == "ppo" else args.buffer_size)
-    with run:
+    """Trains a baseline as `args` says and writes runs/NAME as meow_continuous_action.py does.
+    Returns the SB3 model and the meow.Run. Raises as meow.train."""
+    capacity = 1 if args.algo == "ppo" else args.buffer_size  # ppo learns from its rollout
+    with open_run(args, capacity) as (run, env, eval_envs, device):
         stored = Stored(env, run.rb)
         model = make_model(args, stored, run.rb, device)
         run.config["stable_baselines3"] = hyperparameters(model)
         (run.dir / "config.json").write_text(json.dumps(run.config, indent=2))
-        evaluate = evaluator(run, Policy(model))
-        if run.first_step > 0:
-            set_model_state(model, run.state["model"])
-        else:
+        evaluate = functools.partial(meow.evaluate_and_save, run, Policy(model), env, eval_envs)
+        env.reset(seed=args.seed)  # seeds the stream of all episodes
+        if args.resume is None:
             evaluate(0)
-        stored.obs = resume_episode(run, env)
-        normaliser, obs = model.get_vec_normalize_env(), stored.obs[None]
-        model._last_obs = obs if normaliser is None else normaliser.normalize_obs(obs)
-        model._last_episode_starts = np.array([env.begun[-1][0] == env.steps])
-        steps, loop = args.total_timesteps - run.first_step, Loop(run, env, evaluate)
+        else:
+            set_model_state(model, run.state["model"])
+            streams, env_state = run.state["before_reset"]
+            meow.set_random_streams(streams)
+            env.set_state(env_state)
+        model._last_obs, model._last_episode_starts = model.env.reset(), np.array([True])
+        if args.resume is not None:
+            run.restore([])
+            if args.algo == "ppo":
+                meow.say("ppo is not resumed bit for bit: a new episode begins")
+        steps = args.total_timesteps - run.first_step
         try:
-            model.learn(steps, loop, log_interval=None, reset_num_timesteps=False)
+            model.learn(steps, Loop(run, stored, evaluate), log_interval=None, reset_num_timesteps=False)
         except ValueError as error:
             if "of distribution Normal" not in str(error):  # torch's, where its mean or deviation is none
                 raise
-            raise FloatingPointError(f"the policy is no Gaussian at step {model.num_timesteps:,}") from None
-        env.close()
-        run.say(f"finished: {run.dir}")
+            raise FloatingPointError(f"the policy is no Gaussian at step {model.num_timesteps:,}") from error
     return model, run
 
 

@@ -71,17 +71,12 @@ class Args(OffPolicyArgs):
         self.fill({"alpha": PAPER_ALPHA.get(meow.paper_row(self.env_id), DEFAULT_ALPHA)})
 
     def rules(self):
-        kernel = self.kernel_particles >= 4 and self.kernel_particles % 2 == 0
+        even = self.kernel_particles >= 4 and self.kernel_particles % 2 == 0
         return {
-            "value_particles": (self.value_particles >= 1, "at least 1"),
-            "kernel_particles": (kernel, "an even number of at least 4"),
-            "target_update_interval": (self.target_update_interval >= 1, "at least 1"),
+            "--value-particles must be at least 1": self.value_particles >= 1,
+            "--kernel-particles must be an even number of at least 4": even,
+            "--target-update-interval must be at least 1": self.target_update_interval >= 1,
         }
-
-    def describe(self):
-        source = "the authors' settings" if meow.paper_row(self.env_id) else "not in MEow's paper, shared defaults"
-        scale = f"alpha = {self.alpha:.4g} (reward scale {1 / self.alpha:.4g})"
-        return f"{self.env_id}: {source}, flags win\n  {scale}\n  total_timesteps = {self.total_timesteps:,}"
 
 
 class ParticleMLP(nn.Module):
@@ -164,7 +159,7 @@ class SQL(Agent):
             next_q = self.target_q(data.next_obs, act.uniform_(-1, 1)).squeeze(dim=2)
             next_v = soft_value(next_q, self.args.alpha, self.act_dim)
             target_q = data.reward + self.args.gamma * (1 - data.terminated) * next_v  # only termination cuts
-        q = self.q(data.obs, data.act[:, None]).squeeze(dim=2)
+        q = self.q(data.obs, data.u[:, None]).squeeze(dim=2)
         return 0.5 * (q - target_q).square().mean(), q.detach().mean()  # Eq. 11
 
     def sampler_loss(self, obs):
