@@ -471,6 +471,8 @@ def train(args):
         else:
             statistics.running.zero_()
             statistics.add(reward, done, in_episode)
+        if args.resume is not None and not restorable:
+            say(f"{args.make} has no get_state and set_state: not bit for bit as before, new episodes begin")
         for global_step in trange(run.first_step + 1, args.total_vector_steps + 1, mininterval=1, miniters=1):
             # Algorithm 1: act. u is the action before tanh
             if global_step <= args.random_steps:
@@ -732,8 +734,6 @@ def make_env(args, num_envs, device, stack):
             advice = f"isaacgym: {isaacgym_problem or 'imported'}; without: --make benchmark.simulators.mujoco:make"
         what = f"--make {args.make} --make-kwargs {args.make_kwargs} must make --task {args.task} here"
         raise UsageError(f"{what}: {error!r} ({advice})") from error
-    if args.resume is not None and not hasattr(env, "get_state"):
-        say(f"{args.make} has no get_state and set_state: not bit for bit as before, new episodes begin")
     return env, first
 
 
