@@ -1033,13 +1033,17 @@ def main():
     """The command line. Returns the exit code: 0, 2 for bad input, 1 where a run had to stop, 130 after Ctrl-C."""
     sys.path.append(os.getcwd())  # for a user's own modules
     warnings.filterwarnings("ignore", message=".*is out of date")  # that v4 is not v5 is the point here
+    for flag in sys.argv:
+        if flag.endswith(("=True", "=False")):
+            print(f"{flag} must be written without a value: --track, --no-track and the like", file=sys.stderr)
+            return 2
     args = tyro.cli(Args)
     try:
         if args.resume is not None or args.evaluate is not None:
             args = tyro.cli(Args, default=stored_args(args))  # flags win over what that run had
         (play if args.evaluate else train)(args)
-    except (UsageError, FloatingPointError, OSError, KeyboardInterrupt) as error:
-        print(error, file=sys.stderr)
+    except (UsageError, FloatingPointError, OSError, KeyboardInterrupt, SystemExit) as error:  # the last: a simulator's
+        print(str(error) or repr(error), file=sys.stderr)
         return {UsageError: 2, KeyboardInterrupt: 130}.get(type(error), 1)
     return 0
 
