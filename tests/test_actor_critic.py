@@ -181,7 +181,7 @@ def test_the_flow_critic_is_meows_and_its_shifts_change_no_gradient(lrs, heads):
 @pytest.mark.parametrize("flags", [*VARIANTS.values(), {"critic": "flow"}, {"alpha": 0.3}], ids=str)
 def test_updates_are_those_of_a_plain_loop_over_the_transitions(flags, max_grad_norm, monkeypatch):
     """Three updates, with the target row by row, backward, clip_grad_norm_, Adam and the Polyak average in place."""
-    monkeypatch.setattr(meow.FlowPolicy, "dropout_masks", lambda self, batch: torch.ones(4, 1, 2, batch, 64).double())
+    monkeypatch.setattr(meow, "dropout_masks", lambda policy, batch: torch.ones(4, 1, 2, batch, 64).double())
     agent = random_agent(**flags, gamma=0.9, tau=0.1, critic_learning_rate=0.01, max_grad_norm=max_grad_norm)
     clip = agent.args.max_grad_norm or math.inf
     plain, data = copy.deepcopy(agent), random_batch()
@@ -200,7 +200,7 @@ def test_updates_are_those_of_a_plain_loop_over_the_transitions(flags, max_grad_
             if not data.terminated[k]:
                 next_q = plain.target.get_q(data.next_obs[k : k + 1], next_act[k : k + 1]).min().item()
                 y += 0.9 * (next_q - alpha * next_log_prob[k].item())
-            for q in plain.critic.get_q(data.obs[k : k + 1], data.act[k : k + 1])[0]:
+            for q in plain.critic.get_q(data.obs[k : k + 1], data.u[k : k + 1])[0]:
                 q_loss += 0.5 * (q - y) ** 2 / 32
         plain.zero_grad()
         q_loss.backward()
@@ -293,4 +293,3 @@ def test_an_agent_gets_its_settings():
     assert agent.critic.alpha == 0.4 and len(agent.critic.shifts) == 2 and isinstance(agent.actor, FlowActor)
     assert [optimizer.param_groups[0]["lr"] for optimizer in agent.optimizers] == [0.01, 0.02]
     assert not any(param.requires_grad for param in agent.target.parameters())
-    assert "  alpha = 0.4\n" in args.describe() and "flow critic with reward shifting, flow actor" in args.describe()

@@ -18,6 +18,7 @@ import pytest
 import sb3
 import sql
 import torch
+from conftest import Count, count
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SYSTEMS = {
@@ -32,7 +33,7 @@ SYSTEMS = {
 TRAIN = {sb3: sb3.train, sql: functools.partial(off_policy.train, make_agent=sql.SQL)}
 TRAIN[actor_critic] = functools.partial(off_policy.train, make_agent=actor_critic.ActorCritic)
 SHORT = {"total_timesteps": 160, "learning_starts": 60, "batch_size": 8, "buffer_size": 120}
-SHORT |= {"eval_frequency": 40, "eval_episodes": 2}
+SHORT |= {"eval_frequency": 40, "eval_episodes": 2, "checkpoint_frequency": 40}
 REACH, STEPS = 0.25, 10
 
 
@@ -102,15 +103,16 @@ def scalars(run_dir):
     return {tag: sorted((event.step, event.value) for event in logs.Scalars(tag)) for tag in tags}
 
 
+def tensors(value):
+    """All tensors in nested lists and dicts, by their path."""
+    if isinstance(value, torch.Tensor):
+        return {"": value}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return {f"{key}/{path}": tensor for key, item in items for path, tensor in tensors(item).items()}
+
+
 def learned(model):
     """All tensors that an Agent or an SB3 model has learnt, by their path."""
-
-    def tensors(value):
-        if isinstance(value, torch.Tensor):
-            return {"": value}
-        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        return {f"{key}/{path}": tensor for key, item in items for path, tensor in tensors(item).items()}
-
     if isinstance(model, off_policy.Agent):
         return tensors([model.state_dict(), *(optimizer.state_dict() for optimizer in model.optimizers)])
     return tensors(sb3.get_model_state(model))
@@ -118,10 +120,10 @@ def learned(model):
 
 def assert_same(one, other, run, other_run):
     """Two runs have learnt the same and have the same transitions, bit for bit."""
-    tensors, others = learned(one), learned(other)
-    assert tensors.keys() == others.keys() and len(tensors) > 20
-    for path in tensors:
-        assert torch.equal(tensors[path], others[path]), path
+    ours, others = learned(one), learned(other)
+    assert ours.keys() == others.keys() and len(ours) > 20
+    for path in ours:
+        assert torch.equal(ours[path], others[path]), path
     rb, other_rb = run.rb, other_run.rb
     assert rb.added == other_rb.added > 0
     first = max(0, rb.added - len(rb.rows))
@@ -180,7 +182,7 @@ def test_a_run_leaves_its_evaluations_settings_and_scalars(name, losses):
     assert run.dir.parent == Path("runs") and run.dir.name.startswith(
         f"Counting-v0__{name}__1__".replace("fa_", "fa_lrs_")
     )
-    assert {path.name for path in run.dir.iterdir()} >= {"checkpoint.pt", "config.json", "evaluations.csv"}
+    assert {path.name for path in run.dir.iterdir()} >= {"checkpoint.pt", "config.json", "evaluations.csv", "model.pt"}
     rows = evaluations(run.dir)
     assert [row["step"] for row in rows] == ["0", "40", "80", "120", "160"]
     assert list(rows[0]) == ["step", "mean", "std", "return_0", "return_1"]
@@ -200,7 +202,7 @@ def test_a_run_leaves_its_evaluations_settings_and_scalars(name, losses):
     assert [step for step, _ in logs[f"losses/{min(losses)}"]] == ([32, 64, 96, 128] if name == "ppo" else [100])
 
 
-@pytest.mark.parametrize("name", ["sql", "ecga", "sac", "ppo"])
+@pytest.mark.parametrize("name", ["sql", "ecga", "sac"])
 def test_what_is_stored_is_what_was_done_and_only_termination_cuts_the_bootstrap(name):
     _, run = train(name, env_id="Counting-v0", buffer_size=1000)
     obs, next_obs, act, reward, terminated = run.rb.rows[: run.rb.added].split(run.rb.widths, dim=1)
@@ -238,7 +240,7 @@ class Odd(Point):
 gym.register("Odd-v0", entry_point=Odd, max_episode_steps=STEPS)
 
 
-@pytest.mark.parametrize("name", ["sql", "fcfa", "sac", "ppo"])
+@pytest.mark.parametrize("name", ["sql", "fcfa", "sac"])
 def test_an_odd_environment_trains_and_resumes(name):
     settings = {"env_id": "Odd-v0", "buffer_size": 1000, "total_timesteps": 165}
     whole, whole_run = train(name, **settings, eval_frequency=30)
@@ -252,7 +254,7 @@ def test_an_odd_environment_trains_and_resumes(name):
     _, run = train(name, **settings | {"total_timesteps": 115}, eval_frequency=1000)
     resumed, run = train(name, **settings, eval_frequency=1000, resume=str(run.dir))
     assert_same(whole, resumed, whole_run, run)
-    if name in ("sac", "ppo"):  # SB3 acts on what is stored
+    if name == "sac":  # SB3 acts on what is stored
         assert np.array_equal(resumed._last_obs[0], run.rb.rows[164, :2])
 
 
@@ -304,23 +306,24 @@ def test_an_evaluation_takes_the_best_action_or_samples_as_the_flag_says(name):
 
 
 REFUSED = [
-    (sql, ["--alpha", "0"], ["--alpha", "0 < --alpha"]),
+    (sql, ["--alpha", "0"], ["0 < alpha", "--alpha 0.0"]),
     (sql, ["--value-particles", "0"], ["--value-particles", "at least 1"]),
     (sql, ["--kernel-particles", "2"], ["--kernel-particles", "even", "at least 4"]),
-    (sql, ["--kernel-particles", "7"], ["--kernel-particles", "even", "got 7"]),
+    (sql, ["--kernel-particles", "7"], ["--kernel-particles", "even"]),
     (sql, ["--target-update-interval", "0"], ["--target-update-interval", "at least 1"]),
     (sql, ["--env-id", "Hoper-v4"], ["--env-id", "Hopper"]),
     (sql, ["--resume", "nowhere"], ["--resume", "nowhere"]),
-    (sql, ["--learning-starts", "1500000"], ["--learning-starts", "< --total-timesteps"]),
+    (sql, ["--learning-starts", "1500000"], ["--learning-starts", "< total_timesteps"]),
+    (sql, ["--env-id", "Pendulum-v1", "--buffer-size", str(10**12)], ["--buffer-size", "free memory"]),
     (actor_critic, ["--sigma-max", "1"], ["--sigma-max", "--critic flow or --actor flow"]),
     (actor_critic, ["--sigma-min=-1"], ["--sigma-min", "--critic flow or --actor flow"]),
     (actor_critic, ["--actor", "flow", "--sigma-min", "0"], ["--sigma-min", "--sigma-max"]),
-    (actor_critic, ["--tau", "1.5"], ["--tau", "1"]),
-    (actor_critic, ["--max-grad-norm", "-1"], ["--max-grad-norm", "0 < --max-grad-norm"]),
+    (actor_critic, ["--tau", "1.5"], ["tau <= 1", "--tau 1.5"]),
+    (actor_critic, ["--max-grad-norm", "-1"], ["0 < max_grad_norm"]),
     (actor_critic, ["--critic-learning-rate", "nan"], ["--critic-learning-rate", "finite"]),
     (actor_critic, ["--actor-learning-rate", "0"], ["--actor-learning-rate", "above 0"]),
-    (sb3, ["--gamma", "1.1"], ["--gamma", "1"]),
-    (sb3, ["--learning-rate", "nan"], ["--learning-rate", "0 < --learning-rate"]),
+    (sb3, ["--gamma", "1.1"], ["gamma <= 1", "--gamma 1.1"]),
+    (sb3, ["--learning-rate", "nan"], ["0 < learning_rate"]),
     (sb3, ["--algo", "ddpg", "--no-eval-deterministic"], ["--eval-deterministic", "td3 and ddpg"]),
     (sb3, ["--algo", "ppo", "--learning-starts", "5"], ["--learning-starts", "0 with --algo ppo"]),
     (sb3, ["--algo", "ppo", "--batch-size", "100"], ["--batch-size", "divide --buffer-size"]),
@@ -335,14 +338,40 @@ def test_bad_input_is_refused_in_one_sentence_before_any_work(module, flags, wor
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("name", ["sql", "sac", "ppo"])
+def test_without_evaluations_the_last_training_episodes_count(name):
+    _, run = train(name, env_id=count("only one"), eval_episodes=0)
+    rows = list(csv.DictReader((run.dir / "returns.csv").open()))
+    assert [row["step"] for row in rows] == ["40", "80", "120", "160"]  # no episode has ended at step 0
+    assert list(rows[0]) == ["step", "seconds", "mean", "std", "episodes"]
+    assert {row["mean"] for row in rows} == {"7.0"} and rows[-1]["episodes"] == "22"
+    assert (run.dir / "model_best.pt").exists() and not (run.dir / "evaluations.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["sql", "sac", "ppo"])
+def test_success_rates_are_logged(name):
+    """Every fourth episode of that environment succeeds, among them the first after a reset with a seed."""
+    logs = scalars(train(name, env_id=count("success"))[1].dir)
+    assert {value for _, value in logs["eval/success_rate"]} == {1}
+    assert logs["charts/success_rate"][-1][1] == pytest.approx(6 / 22)
+
+
+@pytest.mark.parametrize("name", ["sql", "sac"])
+@pytest.mark.parametrize("raises, code", [(None, 0), (OSError, 1), (KeyboardInterrupt, 130), (SystemExit, 1)])
+def test_whatever_ends_a_run_its_environments_are_closed(name, raises, code):
+    env_id = count("thread", raises=raises)
+    assert main(SYSTEMS[name][0], "--env-id", env_id, *to_flags(SHORT)) == code
+    assert Count.alive["thread"] == 0
+
+
 def test_a_resumed_run_keeps_its_settings_and_its_script(capsys):
-    _, run = train("sac", env_id="Pendulum-v1")
+    _, run = train("sac", env_id="BaselinePoint-v0")
     before = (run.dir / "config.json").read_text()
     for module, flags, word in [
         (sb3, ["--seed", "2"], "--seed must stay 1"),
         (sb3, ["--algo", "td3"], "--algo must stay sac"),
         (sb3, ["--gamma", "0.9"], "--gamma must stay 0.99"),
-        (sb3, ["--total-timesteps", "158"], "158"),
+        (sb3, ["--total-timesteps", "70"], "--resume: that run has done"),
         (sql, [], "what this script wrote"),
     ]:
         assert main(module, "--resume", str(run.dir), *flags) == 2
@@ -355,41 +384,37 @@ def test_a_resumed_run_keeps_its_settings_and_its_script(capsys):
 # Interruptions
 
 
-@pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "ecga"])
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if name not in ("ecga", "ppo")])
 def test_a_resumed_run_is_the_one_that_was_never_interrupted(name):
     settings = {"env_id": "Hopper-v4", "eval_frequency": 60}
     whole, whole_run = train(name, **settings, exp_name="whole")
     _, half_run = train(name, **settings, total_timesteps=110)
     assert [row["step"] for row in evaluations(half_run.dir)] == ["0", "60", "110"]
     resumed, run = train(name, **settings, exp_name=half_run.args.exp_name, resume=str(half_run.dir))
-    assert run.first_step == {"ppo": 96}.get(name, 109 if SYSTEMS[name][0] is sb3 else 110)
+    assert 60 < run.first_step < 110
     assert_same(resumed, whole, run, whole_run)
-    rows, logs = evaluations(run.dir), scalars(run.dir)
-    if SYSTEMS[name][0] is not sb3:  # its last checkpoint is before that evaluation
-        assert rows.pop(2)["step"] == "110" and logs["eval/episodic_return"].pop(2)[0] == 110
-        assert logs["eval/episodic_return_std"].pop(2)[0] == 110
-    assert rows == evaluations(whole_run.dir) and logs == scalars(whole_run.dir)
+    assert evaluations(run.dir) == evaluations(whole_run.dir) and scalars(run.dir) == scalars(whole_run.dir)
 
 
-@pytest.mark.parametrize("name", ["sql", "sac", "ppo"])
-def test_an_environment_that_does_not_repeat_begins_a_new_episode(name, capsys):
-    """The first number of an observation of Counting-v0 is that of the episode since the environment was made."""
-    _, run = train(name, env_id="Counting-v0", total_timesteps=100, buffer_size=1000)
-    _, run = train(name, env_id="Counting-v0", buffer_size=1000, resume=str(run.dir))
-    assert "does not repeat its episode" in capsys.readouterr().out
-    obs, next_obs, *_ = run.rb.rows[: run.rb.added].split(run.rb.widths, dim=1)
-    assert run.rb.added == 160 and obs[run.first_step, 1] == 0
-    assert torch.equal(obs[:, 0], next_obs[:, 0]) and torch.equal(obs[:, 1] + 1, next_obs[:, 1])  # none over the seam
+def test_ppo_resumes_with_what_it_has_learnt_in_a_new_episode(capsys):
+    _, run = train("ppo", env_id="Hopper-v4", total_timesteps=100)
+    resumed, run = train("ppo", env_id="Hopper-v4", resume=str(run.dir), total_timesteps=96)
+    assert run.first_step == resumed.num_timesteps == 96 and "not resumed bit for bit" in capsys.readouterr().out
+    stored = torch.load(run.dir / "checkpoint.pt", weights_only=True)["model"]
+    seen = resumed.env.obs_rms
+    assert seen.count == stored["normaliser"][0]["count"] + 1 and np.abs(seen.mean).max() > 0.1  # a first observation
+    for path, tensor in learned(resumed).items():
+        if "normaliser/0" not in path:
+            assert torch.equal(tensor, tensors(stored)[path]), path
+    resumed, run = train("ppo", env_id="Hopper-v4", resume=str(run.dir))
+    assert [row["step"] for row in evaluations(run.dir)] == ["0", "40", "80", "120", "160"]
 
 
-@pytest.mark.parametrize("name", ["sql", "ecfa", "sac", "ppo"])
+@pytest.mark.parametrize("name", ["sql", "sac"])
 def test_a_killed_run_resumes_from_the_command_line_to_the_curve_of_one_that_was_not(name):
-    module, own = SYSTEMS[name]
-    settings = own | {"env_id": "Pendulum-v1", "batch_size": 8, "eval_frequency": 50, "eval_episodes": 1}
-    settings |= {"buffer_size": 64, "learning_starts": 0} if name == "ppo" else {"learning_starts": 20}
-    settings |= {"learning_starts": 400} if name == "sac" else {}  # resumed where actions are uniform
+    settings = SHORT | {"env_id": "Hopper-v4", "learning_starts": 100, "buffer_size": 1000, "eval_episodes": 1}
     with open("log", "w") as log:
-        killed = command(module, *to_flags(settings), "--total-timesteps", "100000")
+        killed = command(SYSTEMS[name][0], *to_flags(settings | {"total_timesteps": 100_000}))
         child = subprocess.Popen(killed, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
     deadline = time.time() + 200
     while "step 200:" not in Path("log").read_text() and child.poll() is None and time.time() < deadline:
@@ -397,12 +422,11 @@ def test_a_killed_run_resumes_from_the_command_line_to_the_curve_of_one_that_was
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL, Path("log").read_text()
     (run_dir,) = Path("runs").iterdir()
-    total = max(torch.load(run_dir / "checkpoint.pt", weights_only=True)["step"] + 120, 450)
-    resumed = command(module, "--resume", str(run_dir), "--total-timesteps", str(total))
+    total = torch.load(run_dir / "checkpoint.pt", weights_only=True)["step"] + 120
+    resumed = command(SYSTEMS[name][0], "--resume", str(run_dir), "--total-timesteps", str(total))
     result = subprocess.run(resumed, capture_output=True, text=True)
-    assert result.returncode == 0 and "does not repeat" not in result.stdout, result.stderr
-    settings |= {"buffer_size": 1_000_000, "rollout": 64, "total_timesteps": total, "exp_name": "whole"}
-    _, whole = train(name, **settings)
+    assert result.returncode == 0, result.stderr
+    _, whole = train(name, **settings | {"total_timesteps": total, "exp_name": "whole"})
     assert evaluations(run_dir) == evaluations(whole.dir) and len(evaluations(run_dir)) >= 7
 
 
@@ -416,15 +440,13 @@ def test_a_poisoned_number_stops_the_run(name, kind):
         train(name, env_id=f"Poisoned-{kind}-v0", eval_episodes=1)
 
 
-@pytest.mark.parametrize(
-    "name, at", [("sql", "not finite at step 6"), ("sac", "_loss is not finite"), ("ppo", "at step 32")]
-)
-def test_a_run_that_diverges_stops(name, at):
-    with pytest.raises(FloatingPointError, match=at):
+@pytest.mark.parametrize("name", ["sql", "sac", "ppo"])
+def test_a_run_that_diverges_stops(name):
+    with pytest.raises(FloatingPointError, match="not finite|no Gaussian"):
         train(name, env_id="Counting-v0", learning_rate=1e30)
 
 
 def test_a_run_that_diverges_ends_the_command_with_exit_code_1(capsys):
     flags = to_flags(SHORT) + ["--env-id", "Counting-v0", "--learning-rate", "1e30"]
     assert main(sql, *flags) == 1
-    assert "is not finite at step" in capsys.readouterr().err.splitlines()[-1]
+    assert "not finite" in capsys.readouterr().err.splitlines()[-1]

@@ -109,6 +109,11 @@ def at_step(job, step):
 def curve(job):
     """The evaluations of the one run in a job's folder, without the clock."""
     (path,) = Path("out", job).glob("runs/*/evaluations.csv")
+    return table(path)
+
+
+def table(path):
+    """The rows of a CSV file, without the clock."""
     with open(path) as file:
         return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
 
@@ -299,6 +304,18 @@ def test_a_run_without_a_checkpoint_begins_anew_and_is_put_aside():
     assert job_json("A-v0/fake/seed_1")["attempts"] == 1
 
 
+def test_a_job_that_never_reaches_a_checkpoint_is_given_up():
+    flags = ["--env-ids", "A-v0", "--num-seeds", "2", "--command", "python fake.py --no-checkpoints --fail-at 2"]
+    for attempts in (1, 2, 3):
+        assert benchmark(*flags).returncode == 1 and job_json("A-v0/fake/seed_1")["attempts"] == attempts
+    result = benchmark(*flags)
+    assert result.returncode == 1 and log("A-v0/fake/seed_1").count("begins at step 0") == 3
+    sentence = "none of 3 attempts reached a checkpoint; to try again delete job.json"
+    assert result.stderr.count(sentence) == 2 and "Traceback" not in result.stderr
+    Path("out/A-v0/fake/seed_1/job.json").unlink()
+    assert benchmark(*flags).returncode == 1 and job_json("A-v0/fake/seed_1")["attempts"] == 1
+
+
 def test_a_finished_job_resumes_when_its_command_has_more_steps():
     command = ["--env-ids", "A-v0", "--command", "python fake.py --steps"]
     for steps, attempts in [(2, 1), (4, 2), (4, 2)]:
@@ -354,23 +371,22 @@ def test_two_at_once_run_a_job_once():
 
 def test_a_killed_training_run_resumes_to_the_same_curve():
     """The real script, whose process is killed without warning."""
-    settings = {"total_timesteps": 400, "learning_starts": 200, "eval_frequency": 200, "checkpoint_frequency": 25}
+    settings = {"total_timesteps": 600, "learning_starts": 200, "eval_frequency": 300, "checkpoint_frequency": 25}
     settings |= {"eval_episodes": 1, "batch_size": 8}
     _, whole = train(Args(env_id="Pendulum-v1", exp_name="whole", **settings))
     flags = [f"--{name.replace('_', '-')} {value}" for name, value in settings.items()]
     command = f"python {REPOSITORY / 'meow_continuous_action.py'} --exp-name killed {' '.join(flags)}"
     flags = ["--env-ids", "Pendulum-v1", "--command", command]
     with started(*flags) as process:
-        checkpoint = "Pendulum-v1/killed/seed_1/runs/*/replay_*_250.pt"
+        checkpoint = "Pendulum-v1/killed/seed_1/runs/*/replay_*_400.pt"  # episodes have 200 steps
         wait_until(lambda: list(Path("out").glob(checkpoint)))
         script_process("Pendulum-v1/killed/seed_1").kill()
         _, errors = process.communicate()
     assert process.returncode == 1 and "Pendulum-v1/killed/seed_1 failed with exit code -9" in errors
     result = benchmark(*flags)
     assert result.returncode == 0 and "resume  Pendulum-v1/killed/seed_1" in result.stdout
-    rows = [(float(row["step"]), float(row["return_0"])) for row in curve("Pendulum-v1/killed/seed_1")]
-    assert rows == [(step, returns) for step, _, _, _, returns in whole.state["rows"]]
-    assert [step for step, _ in rows] == [0, 200, 400]
+    assert curve("Pendulum-v1/killed/seed_1") == table(whole.dir / "evaluations.csv")
+    assert [row["step"] for row in table(whole.dir / "evaluations.csv")] == ["0", "300", "600"]
 
 
 # Clusters

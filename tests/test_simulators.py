@@ -1,5 +1,7 @@
 """benchmark/simulators/mujoco.py against MuJoCo's own functions and Isaac's contract."""
 
+import contextlib
+
 import gymnasium as gym
 import mujoco
 import numpy as np
@@ -159,7 +161,7 @@ class FakeIsaacLab:
 def test_the_isaac_lab_adapter_returns_last_observations_and_drops_no_time_limit(monkeypatch):
     monkeypatch.setattr("benchmark.simulators.isaaclab.make", lambda *_, **__: IsaacLabVecTask(FakeIsaacLab()))
     args = meow_isaacgym.Args(make="benchmark.simulators.isaaclab:make")
-    env, (obs, *_) = meow_isaacgym.make_env(args, 2, torch.device("cpu"))
+    env, (obs, *_) = meow_isaacgym.make_env(args, 2, torch.device("cpu"), contextlib.ExitStack())
     assert obs.tolist() == [[1], [1]]
     seen = [env.step(5 * torch.ones(2, 1)) for _ in range(4)]
     assert [obs["obs"][0, 0].item() for obs, *_ in seen] == [2, 3, 1, 2]

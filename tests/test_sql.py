@@ -172,7 +172,7 @@ def test_q_is_regressed_on_the_soft_value_of_the_next_state_by_the_target():
     agent.target_q = Linear()
     loss, q_mean = agent.q_loss(data)
     value = data.next_obs[:, :1] + alpha * (math.log(2 * alpha * math.sinh(1 / alpha)) + math.log(2))
-    q = agent.q(data.obs, data.act[:, None])[:, 0]
+    q = agent.q(data.obs, data.u[:, None])[:, 0]
     torch.testing.assert_close(loss, 0.5 * (data.reward + 0.9 * value - q).square().mean(), atol=0.01, rtol=0)
     torch.testing.assert_close(q_mean, q.mean())
 

@@ -11,6 +11,7 @@ import contextlib
 import statistics
 import sys
 import tempfile
+import time
 import timeit
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +38,13 @@ def measure(env_id, transitions, args):
     with contextlib.redirect_stdout(sys.stderr):
         _, run = meow.train(meow.Args(**settings))
     run.rb = rb = meow.ReplayBuffer(transitions, *run.rb.widths[1:3])
-    last, seconds = {name: run.state[name] for name in ("learned", "begun", "u")}, []
+    learned, env_state, seconds = run.state["learned"], run.state["env"], []
     run.state["replay"] = []
     while rb.added < transitions:
-        rb.set_rows(torch.rand(min(args.every, transitions - rb.added), rb.rows.shape[1]))
-        seconds.append(timeit.timeit(lambda: run.checkpoint(rb.added, **last), number=1))
+        rb.set_rows(rb.added, torch.rand(min(args.every, transitions - rb.added), rb.rows.shape[1]))
+        start = time.perf_counter()
+        run.checkpoint(rb.added, learned, env=env_state)
+        seconds.append(time.perf_counter() - start)
     first, stop = run.state["replay"][-1]
     sizes = {path.name: path.stat().st_size for path in run.dir.glob("*.pt") if "model" not in path.name}
     new = sizes["checkpoint.pt"] + sizes[f"replay_{first}_{stop}.pt"]

@@ -7,6 +7,8 @@ Prints milliseconds (median and range of --repeats rounds, in which what is meas
 table of --profile steps, operation by operation; compiled code is one row per kernel.
 """
 
+import contextlib
+import copy
 import statistics
 import timeit
 from dataclasses import dataclass
@@ -31,39 +33,52 @@ class Args:
 
 def main(args):
     """Prints the times and the profiler's table."""
-    settings = meow.Args(batch_size=args.batch_size, cuda=False, torch_threads=args.threads)
-    meow.set_up_torch(settings)
+    settings = meow.Args(batch_size=args.batch_size, cuda=False, torch_threads=args.threads, compile=args.compile)
+    device = torch.device("cpu")
+    meow.set_up_torch(settings, device, contextlib.ExitStack())
     torch._inductor.config.cpp.enable_kernel_profile = True  # names the compiled kernels
-    policy, target = (meow.FlowPolicy(args.obs_dim, args.act_dim, settings.alpha) for _ in range(2))
-    target.requires_grad_(False)
-    rb = meow.ReplayBuffer(100_000, args.obs_dim, args.act_dim)
-    rb.set_rows(torch.empty_like(rb.rows).uniform_(-0.9, 0.9))
+    policy = meow.flatten(meow.FlowPolicy(args.obs_dim, args.act_dim, settings.alpha))
+    target = meow.flatten(copy.deepcopy(policy)).requires_grad_(False)
     optimizer = meow.Adam(policy.vector, settings.learning_rate)
-    data, dropout = rb.sample(args.batch_size), policy.dropout_masks(args.batch_size)
+    rb = meow.ReplayBuffer(100_000, args.obs_dim, args.act_dim)
+    rb.set_rows(0, torch.empty_like(rb.rows).uniform_(-0.9, 0.9))
+    update, forward = meow.accelerated(settings, device, settings.total_timesteps)
+    rates = settings.gamma, settings.tau, settings.max_grad_norm
+    data, dropout = rb.sample(args.batch_size), meow.dropout_masks(policy, args.batch_size)
     obs, z = data.obs[:1].clone(), torch.randn(1, args.act_dim)
-    step = meow.CompiledStep(meow.learn_and_act, policy, target, args.compile)
 
-    def learn(data, dropout):
-        step.run(optimizer, data, settings.gamma, settings.tau, settings.max_grad_norm, dropout, obs, z)
+    def sample():
+        return rb.sample(args.batch_size)
 
-    parts = {
-        "batch from the buffer": lambda: rb.sample(args.batch_size),
-        "dropout masks": lambda: policy.dropout_masks(args.batch_size),
-        "update and action": lambda: learn(data, dropout),
-        "all three": lambda: learn(rb.sample(args.batch_size), policy.dropout_masks(args.batch_size)),
-        "an action alone, eager": torch.no_grad()(lambda: policy(obs, z)),
-    }
-    learn(data, dropout)  # compiles
-    rounds = [{name: 100 * timeit.timeit(part, number=10) for name, part in parts.items()} for _ in range(args.repeats)]
+    def draw_masks():
+        return meow.dropout_masks(policy, args.batch_size)
+
+    @torch.no_grad()
+    def act():
+        return forward(policy, obs, z)
+
+    def update_alone():
+        update(policy, target, optimizer, data, *rates, dropout)
+
+    def step():
+        act()
+        update(policy, target, optimizer, sample(), *rates, draw_masks())
+
+    step()  # compiles
+    parts = {"action": act, "batch from the buffer": sample, "dropout masks": draw_masks, "update": update_alone}
+    parts["all four"] = step
+    milliseconds = {name: [] for name in parts}
+    for _ in range(args.repeats):
+        for name, part in parts.items():
+            milliseconds[name].append(100 * timeit.timeit(part, number=10))
     print("| | ms, median | fastest | slowest |\n|-|-|-|-|")
-    for name in parts:
-        ms = [times[name] for times in rounds]
+    for name, ms in milliseconds.items():
         print(f"| {name} | {statistics.median(ms):.3f} | {min(ms):.3f} | {max(ms):.3f} |")
     print(f"| matrix products of an update alone | {milliseconds_of_products(policy, args.batch_size):.3f} | | |")
 
     with profile(activities=[ProfilerActivity.CPU]) as log:
         for _ in range(args.profile):
-            parts["all three"]()
+            step()
     print(log.key_averages().table(sort_by="self_cpu_time_total", row_limit=args.rows))
 
 

@@ -13,8 +13,8 @@ A job, one command on one environment with one seed, works in OUTPUT/ENV/EXP_NAM
     runs/NAME   what the training script writes
 
 What has finished is skipped; what has a checkpoint resumes from it (`--resume`), whatever ended it: Ctrl-C, a crash, a
-lost node. The scripts end with this process, however that ends (on Linux). Ray and Slurm need a file system that all
-their machines share at the same path.
+lost node; what has none begins anew, but no fourth time. The scripts end with this process, however that ends (on
+Linux). Ray and Slurm need a file system that all their machines share at the same path.
 """
 
 import argparse
@@ -41,6 +41,7 @@ SET_FOR_EACH_JOB = ("--env-id", "--task", "--seed", "--resume", "--evaluate")
 # What counts for a damaged job.json: its job has not finished, so a checkpoint resumes and nothing is taken for done.
 DAMAGED = {"command": "unknown", "commit": "unknown", "started": "unknown"}
 DAMAGED |= {"attempts": 0, "seconds": 0.0, "returncode": 1}
+MAX_STARTS = 3  # attempts of a command none of which leaves a checkpoint: one more would hardly do better
 
 
 class UsageError(ValueError):
@@ -209,12 +210,15 @@ def run_job(job):
         if step == "skip":  # it has just finished it
             return 0, before["seconds"]
         if step == "run":
-            before = {}
+            starts = before["attempts"] if before.get("command") == job.command else 0
+            if starts >= MAX_STARTS:
+                raise RuntimeError(f"none of {starts} attempts reached a checkpoint; to try again delete job.json")
+            before = {"attempts": starts}
             for run in job.folder.glob("runs/*"):  # it has no checkpoint; nobody must take it for this job's run
                 run.rename(job.folder / f"abandoned_{run.name}")
         log = job.folder / "log.txt"
         seconds = before.get("seconds", 0.0)
-        if before and before["returncode"] is None:  # a kill: count up to the last sign of life
+        if step == "resume" and before and before["returncode"] is None:  # a kill: count up to the last sign of life
             seconds += max(0.0, log.stat().st_mtime - (job.folder / "job.json").stat().st_mtime)
         commits = before.get("commit", job.commit)
         record = {"command": job.command, "hardware": hardware(), "attempts": before.get("attempts", 0) + 1}

@@ -9,6 +9,12 @@ others are stopped (SIGSTOP), so that all meet the same noise of the machine. Ev
 does before its first step, as compiling does, is not. Then a run of ours in this process is timed part by part, beside
 the matrix products that no update can avoid. Prints Markdown.
 
+Against the script of another commit, here 3d52f94, on one core:
+
+    git worktree add /tmp/before 3d52f94
+    taskset -c 0 python benchmark/tools/speed.py --env-id Hopper-v4 --first-step 6000 --last-step 12000 \\
+        --slice-seconds 8 --peers "cd /tmp/before && python meow_continuous_action.py --env-id Hopper-v4"
+
 On CUDA (A and L: the absolute paths of the authors' repository and of LeanRL's, each with an environment of its own in
 venv; LeanRL's was not run so far):
 
@@ -144,11 +150,13 @@ class MatrixProducts(TorchDispatchMode):
 
 def matrix_products(policy, batch_size):
     """The factors of all matrix products of one update: [((n, k), (k, m)), ...]."""
-    target = copy.deepcopy(policy).requires_grad_(False)
+    policy = meow.flatten(copy.deepcopy(policy))
+    target = meow.flatten(copy.deepcopy(policy)).requires_grad_(False)
     rb = meow.ReplayBuffer(batch_size, policy.sigma_net[0].in_features, policy.act_dim)
-    rb.set_rows(torch.rand_like(rb.rows))
+    rb.set_rows(0, torch.rand_like(rb.rows))
+    data, dropout = rb.sample(batch_size), meow.dropout_masks(policy, batch_size)
     with MatrixProducts() as products:
-        meow.update(policy, target, meow.Adam(policy.vector, 1e-3), rb.sample(batch_size), 0.99, 0.005, 30.0)
+        meow.update(policy, target, meow.Adam(policy.vector, 1e-3), data, 0.99, 0.005, 30.0, dropout)
     return products.factors
 
 
@@ -163,13 +171,22 @@ def milliseconds_of_products(policy, batch_size, repeats=200):
     return statistics.median(times)
 
 
+# What a learning step consists of, besides update and action
+PARTS = [
+    (meow.Episodes, "step", "environment"),
+    (meow.ReplayBuffer, "add", "buffer"),
+    (meow.ReplayBuffer, "sample", "buffer"),
+    (meow, "dropout_masks", "dropout masks"),
+    (meow, "evaluate", "evaluation"),
+    (meow.SummaryWriter, "add_scalar", "logging"),
+]
+
+
 def breakdown(args):
     """Trains in this process. Returns the milliseconds a learning step spends in each part, and the products' time."""
-    spent, learning, running = collections.Counter(), [], []
+    spent, learning, running, accelerated = collections.Counter(), [], [], meow.accelerated
 
-    def timed(owner, name, part):
-        function = getattr(owner, name)
-
+    def timed(function, part):
         def wrapper(*arguments, **settings):
             if running:  # a part of another one
                 return function(*arguments, **settings)
@@ -178,28 +195,24 @@ def breakdown(args):
             result = function(*arguments, **settings)
             spent[part] += time.perf_counter() - start
             running.clear()
-            if part == "update and action" and not learning:  # the first one compiles
+            if part == "update" and not learning:  # the first action and the first update compile
                 spent.clear()
                 learning.append(time.perf_counter())
             return result
 
-        return patch.object(owner, name, wrapper)
+        return wrapper
 
-    run, new_step = tyro.cli(meow.Args, args=our_flags(args, 1, args.last_step)), meow.CompiledStep.__init__
+    def timed_accelerated(settings, device, steps):
+        update, forward = accelerated(settings, device, max(steps, 20_000))  # compiled, however short the run
+        return timed(update, "update"), timed(forward, "action")
+
+    run = tyro.cli(meow.Args, args=our_flags(args, 1, args.last_step))
     with contextlib.ExitStack() as stack:
-        for context in (
-            timed(meow.Episodes, "step", "environment"),
-            timed(meow.ReplayBuffer, "add", "buffer"),
-            timed(meow.ReplayBuffer, "sample", "buffer"),
-            timed(meow.CompiledStep, "run", "update and action"),
-            timed(meow.FlowPolicy, "dropout_masks", "dropout masks"),
-            timed(meow, "evaluate", "evaluation"),
-            timed(meow.SummaryWriter, "add_scalar", "logging"),
-            patch.object(meow.CompiledStep, "__init__", lambda *given: new_step(*given[:4], run.compile)),
-            contextlib.redirect_stdout(sys.stderr),
-            contextlib.chdir(stack.enter_context(tempfile.TemporaryDirectory())),
-        ):
-            stack.enter_context(context)
+        for owner, name, part in PARTS:
+            stack.enter_context(patch.object(owner, name, timed(getattr(owner, name), part)))
+        stack.enter_context(patch.object(meow, "accelerated", timed_accelerated))
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        stack.enter_context(contextlib.chdir(stack.enter_context(tempfile.TemporaryDirectory())))
         policy, _ = meow.train(run)
         end = time.perf_counter()
     steps = run.total_timesteps - run.learning_starts - 1  # the first is at --learning-starts + 1, and not counted
@@ -244,7 +257,7 @@ def main(args):
         print(f"| {name} | {speed:.1f} | {min(slices):.1f} to {max(slices):.1f} | {speed / speeds['ours'][0]:.2f} |")
 
     if torch.cuda.is_available():
-        return print("\nA step on CUDA is one launch, which this script cannot take apart.")
+        return print("\nOn CUDA the host does not wait for the device, so this script cannot time the parts of a step.")
     parts, products = breakdown(args)
     total = sum(parts.values())
     print("\n| part of a learning step of ours | ms | share |\n|-|-|-|")
@@ -252,7 +265,7 @@ def main(args):
         print(f"| {name} | {ms:.3f} | {ms / total:.0%} |")
     print(
         f"\nThe matrix products of an update alone take {products:.2f} ms ({1e3 / products:.0f} updates/s): "
-        f"{products / parts['update and action']:.0%} of our update and action, {products / total:.0%} of our step."
+        f"{products / parts['update']:.0%} of our update, {products / total:.0%} of our step."
     )
 
 

@@ -4,7 +4,7 @@
     python benchmark/tools/speed_parallel.py --make isaacgymenvs:make --task Ant --num-envs 4096
 
 Runs the script in one process per size, waits for the device after every part so that each part's time is its own,
-and prints Markdown. On CUDA the update and the action are one graph, so they are one part.
+and prints Markdown.
 """
 
 import collections
@@ -56,30 +56,27 @@ def measure(args, num_envs):
     settings = {"make": args.make, "task": args.task, "num_envs": num_envs, "torch_threads": args.threads}
     settings.update(random_steps=10, learning_starts=20, total_vector_steps=20 + 2 * args.steps)
     settings.update(buffer_steps=1_000, log_frequency=10**9, checkpoint_frequency=10**9)
-    make_env, init = meow.make_env, meow.CompiledStep.__init__
+    make_env, accelerated, marks = meow.make_env, meow.accelerated, []
 
     def make_timed_env(*arguments):
-        env, *dims = make_env(*arguments)
+        env, first = make_env(*arguments)
         env.step = timed("simulator", env.step)
-        return env, *dims
+        return env, first
 
-    meow.make_env = make_timed_env
+    def timed_accelerated(settings, device, steps):
+        update, forward = accelerated(settings, device, 20_000)  # compiled, however short the run
+        return timed("update", update), timed("action", forward)
+
+    def marked_range(*bounds, **_):
+        for step in range(*bounds):
+            wait()
+            marks.append(time.perf_counter())
+            yield step
+
+    meow.make_env, meow.accelerated, meow.trange = make_timed_env, timed_accelerated, marked_range
     meow.VectorReplayBuffer.add = timed("buffer", meow.VectorReplayBuffer.add)
-    if torch.cuda.is_available():
-        meow.CudaGraph.__call__ = timed("update and action", meow.CudaGraph.__call__)
-    else:
-        meow.VectorReplayBuffer.sample = timed("buffer, sampling", meow.VectorReplayBuffer.sample)
-        meow.CompiledStep.__init__ = lambda self, *inputs: init(self, *inputs[:3])  # compiled, however short the run
-        meow.CompiledStep.run = timed("update", meow.CompiledStep.run)
-        meow.FlowPolicy.draw = timed("action", meow.FlowPolicy.draw)
-    bar, marks = meow.tqdm.update, []
-
-    def mark(*arguments):
-        wait()
-        marks.append(time.perf_counter())
-        return bar(*arguments)
-
-    meow.tqdm.update = mark
+    meow.VectorReplayBuffer.sample = timed("buffer, sampling", meow.VectorReplayBuffer.sample)
+    meow.dropout_masks = timed("dropout masks", meow.dropout_masks)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         os.chdir(folder)  # of this process, which ends here
         meow.train(meow.Args(**settings))
