@@ -103,7 +103,7 @@ register("Dict-v0", observation_space=gym.spaces.Dict({"x": gym.spaces.Box(-1, 1
 
 
 class Count(gym.Env):
-    """Observation [steps of the episode, number of the episode]; reward 1. `kind` says what is odd about it.
+    """Observation [steps of the episode, 0]; reward 1. `kind` says what is odd about it.
     `raises` ends the 30th step of an instance."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
@@ -145,7 +145,7 @@ class Count(gym.Env):
             self.helper.join()
 
     def observation(self):
-        numbers = [self.world.t, self.episode]
+        numbers = [self.world.t, self.resets if self.kind == "unseeded" else 0]
         self.memory[:] = numbers
         if self.kind == "list of integers at reset" and self.t == 0:
             return numbers
@@ -156,7 +156,7 @@ class Count(gym.Env):
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
         self.world.t, self.resets = 0, self.resets + 1
-        self.episode = 0 if seed is not None and self.kind != "unseeded" else self.episode + 1
+        self.episode = 0 if seed is not None else self.episode + 1
         return self.observation() if self.kind == "old reset" else (self.observation(), {})
 
     def step(self, action):
