@@ -439,9 +439,9 @@ def train(args):
             if global_step > args.learning_starts:
                 data, dropout = rb.sample(args.batch_size), dropout_masks(policy, args.batch_size)
                 settings = args.gamma, args.tau, args.max_grad_norm
-                loss, q, grad_norm = update(policy, target, optimizer, data, *settings, dropout)
+                results = update(policy, target, optimizer, data, *settings, dropout)
                 if global_step % 100 == 0:
-                    run.log(global_step, diagnostics(policy, data, loss, q, grad_norm))
+                    run.log(global_step, diagnostics(policy, data, *results))
                     run.log(global_step, {"charts/SPS": int(global_step / run.seconds())})
             if global_step % args.eval_frequency == 0 or global_step == args.total_timesteps:
                 evaluate_and_save(run, policy, env, eval_envs, global_step)

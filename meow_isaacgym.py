@@ -25,6 +25,7 @@ import random
 import re
 import shlex
 import sys
+import tempfile
 import time
 import zipfile
 from collections import namedtuple
@@ -100,7 +101,7 @@ class Args:
     normalize_samples: bool = False  # the normaliser learns from the sampled batches (default: each new observation)
     clamp_actions: bool = False  # store atanh of float32 actions, clamped 1e-5 from +-1 (default: those before tanh)
     # The machine
-    cuda: bool = True  # use a CUDA device where there is one, for simulator and learning
+    cuda: bool = True  # use a CUDA device where there is one, for simulator and learning (Isaac Gym's physics: always)
     cuda_graph: bool = True  # on CUDA: update and action as captured graphs
     compile: bool = True  # on the CPU, in runs of 20,000 vector steps or more: compile the update (PyTorch >= 2.13)
     torch_threads: int = 1  # threads of PyTorch on the CPU: 1 is best for runs side by side, one per core
@@ -327,6 +328,7 @@ class VectorReplayBuffer(Ring):
     def __init__(self, capacity, obs_dim, act_dim, device="cpu"):
         self.widths = (obs_dim, obs_dim, act_dim, 1, 1)
         super().__init__(capacity, sum(self.widths), device)
+        self.finite = torch.ones((), dtype=torch.bool, device=device)  # all numbers so far
 
     @property
     def added(self):
@@ -335,7 +337,14 @@ class VectorReplayBuffer(Ring):
 
     def add(self, obs, next_obs, u, reward, terminated, valid):
         """Stores the transitions (N, ...) for which valid (N,) is true. A full buffer forgets its oldest."""
-        self.put(torch.cat([obs, next_obs, u, reward[:, None], terminated[:, None].float()], dim=1), valid)
+        rows = torch.cat([obs, next_obs, u, reward[:, None], terminated[:, None].float()], dim=1)
+        self.finite &= torch.isfinite(rows).all()
+        self.put(rows, valid)
+
+    def check_finite(self, step):
+        """Raises FloatingPointError if a number was not finite (synchronises)."""
+        if not bool(self.finite):
+            raise FloatingPointError(f"not finite before vector step {step:,}: simulator or --learning-rate")
 
     def sample(self, batch_size):
         """Draws Transitions uniformly with replacement."""
@@ -431,8 +440,9 @@ def diagnostics(policy, data, loss, q, grad_norm):
     return scalars
 
 
-def log_and_save(run, agent, statistics, step, scalars):
-    """Logs {name: number} and the last training episodes, and saves the agent."""
+def log_and_save(run, agent, statistics, step, results):
+    """Logs the last training episodes and the last update's results, if there are any, and saves the agent."""
+    scalars = {} if results is None else diagnostics(agent.policy, *results)
     returns, lengths = statistics.last()
     if len(returns) > 0:
         scalars = {**scalars, "charts/episodic_return": returns.mean(), "charts/episodic_length": lengths.mean()}
@@ -461,8 +471,7 @@ def train(args):
         learned = [policy.vector, target.vector, optimizer.exp_avg, optimizer.exp_avg_sq, optimizer.beta_powers]
         learned += [*normalizer.buffers(), statistics.finished.rows, statistics.finished.count, statistics.running]
         update, forward = accelerated(args, device, args.total_vector_steps)
-        finite = torch.ones((), dtype=torch.bool, device=device)  # all numbers so far: read when logging
-        restorable = hasattr(env, "get_state") and hasattr(env, "set_state")
+        results, restorable = None, hasattr(env, "get_state") and hasattr(env, "set_state")
         if args.resume is not None:
             run.restore(learned)
         if args.resume is not None and restorable:
@@ -484,7 +493,6 @@ def train(args):
             resets = done
             next_obs, reward, done, timed_out, in_episode = step_simulator(env, torch.tanh(u), resets)
             statistics.add(reward, done, in_episode)
-            finite &= torch.isfinite(next_obs).all() & torch.isfinite(reward + u.sum(dim=1)).all()
 
             # Algorithm 1: store. Where a simulator resets, s' does not follow s
             terminated = done if args.timeouts_terminate else done & ~timed_out  # a time limit does not cut
@@ -495,25 +503,19 @@ def train(args):
             obs = next_obs
 
             # Algorithm 1: sample, and update by a gradient step on Eq. 9 and a step of the target
-            scalars = {}
             if global_step > args.learning_starts:
                 data, dropout = rb.sample(args.batch_size), dropout_masks(policy, args.batch_size)
                 if args.normalize_samples:
                     normalizer.update(torch.cat([data.obs, data.next_obs]))
                 data = data._replace(obs=normalizer(data.obs), next_obs=normalizer(data.next_obs))
                 settings = args.gamma, args.tau, args.max_grad_norm
-                loss, q, grad_norm = update(policy, target, optimizer, data, *settings, dropout)
-            logs = global_step % args.log_frequency == 0 or global_step == args.total_vector_steps
-            saves = run.checkpoint_is_due(global_step, ended=True)
-            if (logs or saves) and not bool(finite):  # only here does the host wait for the device
-                raise FloatingPointError(f"not finite before vector step {global_step:,}: simulator or --learning-rate")
-            if logs and global_step > args.learning_starts:
-                scalars = diagnostics(policy, data, loss, q, grad_norm)
-            if logs:
-                log_and_save(run, agent, statistics, global_step, scalars)
-            if saves:
-                simulator = env.get_state() if restorable else None
-                run.checkpoint(global_step, learned, simulator=simulator, obs=obs, done=done)
+                results = data, *update(policy, target, optimizer, data, *settings, dropout)
+            if global_step % args.log_frequency == 0 or global_step == args.total_vector_steps:
+                rb.check_finite(global_step)
+                log_and_save(run, agent, statistics, global_step, results)
+            if run.checkpoint_is_due(global_step, ended=True):
+                rb.check_finite(global_step)
+                run.checkpoint(global_step, learned, simulator=restorable and env.get_state(), obs=obs, done=done)
         say(f"finished: {run.name} (look at it with `tensorboard --logdir runs`)")
     return agent, run
 
@@ -717,7 +719,14 @@ def make_env(args, num_envs, device, stack):
     devices = dict.fromkeys(("sim_device", "rl_device"), "cuda:0" if device.type == "cuda" else "cpu")
     try:  # headless, or it opens a viewer
         make, kwargs = getattr(importlib.import_module(module), function), json.loads(args.make_kwargs)
-        env = make(args.seed, args.task, num_envs, **devices, graphics_device_id=-1, headless=True, **kwargs)
+        with contextlib.ExitStack() as away:
+            if module == "isaacgymenvs" and args.task == "Ingenuity":  # it writes ./ingenuity.xml and reads ../assets
+                folder = Path(away.enter_context(tempfile.TemporaryDirectory()))
+                (folder / "assets").symlink_to(Path(sys.modules[module].__file__).parents[1] / "assets")
+                (folder / "here").mkdir()
+                away.callback(os.chdir, os.getcwd())
+                os.chdir(folder / "here")
+            env = make(args.seed, args.task, num_envs, **devices, graphics_device_id=-1, headless=True, **kwargs)
         if hasattr(env, "close"):
             stack.callback(env.close)
         (obs_dim,), (act_dim,), space = env.observation_space.shape, env.action_space.shape, env.action_space
