@@ -207,9 +207,11 @@ def normaliser_state(model):
 
 
 def get_model_state(model):
-    """All that an SB3 model has learnt between two rollouts, as tensors and plain data."""
+    """What an SB3 model has learnt between two rollouts beside its policy's tensors, as tensors and plain data."""
+    optimizers = model.get_parameters()
+    del optimizers["policy"]
     return {
-        "parameters": model.get_parameters(),
+        "optimizers": optimizers,
         "stream": model.action_space.np_random.bit_generator.state,
         "variables": {name: getattr(model, name).detach() for name in model._get_torch_save_params()[1]},
         "counts": {name: getattr(model, name) for name in ("num_timesteps", "_n_updates")},
@@ -219,7 +221,7 @@ def get_model_state(model):
 
 def set_model_state(model, state):
     """Puts a state of `get_model_state` into another model of the same settings."""
-    model.set_parameters(state["parameters"])
+    model.set_parameters(state["optimizers"], exact_match=False)
     model.action_space.np_random.bit_generator.state = state["stream"]
     for name, value in state["variables"].items():
         getattr(model, name).data.copy_(value)
@@ -242,7 +244,8 @@ class Loop(BaseCallback):
         if is_ppo or step % 100 == 0:
             run.log(step, {f"losses/{name}": value for name, value in newest_losses(self.model).items()})
         if step > run.first_step and run.checkpoint_is_due(step, self.ended or is_ppo):
-            run.checkpoint(step, [], model=get_model_state(self.model), before_reset=self.env.before_reset)
+            learned = list(self.model.policy.state_dict().values())
+            run.checkpoint(step, learned, model=get_model_state(self.model), before_reset=self.env.before_reset)
 
     def _on_step(self):
         run, step = self.run, self.model.num_timesteps
@@ -267,7 +270,8 @@ def train(args):
         run.config["stable_baselines3"] = hyperparameters(model)
         (run.dir / "config.json").write_text(json.dumps(run.config, indent=2))
         evaluate = functools.partial(meow.evaluate_and_save, run, Policy(model), env, eval_envs)
-        env.reset(seed=args.seed)  # seeds the stream of all episodes
+        model.env.seed(args.seed)  # of the stream of all episodes, at the next reset
+        obs = model.env.reset()
         if args.resume is None:
             evaluate(0)
         else:
@@ -275,11 +279,11 @@ def train(args):
             streams, env_state = run.state["before_reset"]
             meow.set_random_streams(streams)
             env.set_state(env_state)
-        model._last_obs, model._last_episode_starts = model.env.reset(), np.array([True])
-        if args.resume is not None:
-            run.restore([])
+            obs = model.env.reset()
+            run.restore(list(model.policy.state_dict().values()))
             if args.algo == "ppo":
                 meow.say("ppo is not resumed bit for bit: a new episode begins")
+        model._last_obs, model._last_episode_starts = obs, np.array([True])
         steps = args.total_timesteps - run.first_step
         try:
             model.learn(steps, Loop(run, stored, evaluate), log_interval=None, reset_num_timesteps=False)
