@@ -53,8 +53,7 @@ def script(tmp_path, monkeypatch, capfd):
 class CountingEnv(gym.Env):
     """obs = [episode, t, t]: an episode alternates between terminating at t = 7 and running into its time limit of 10.
 
-    `poison` = (what, episode) spoils "obs" (NaN), "reward" (inf) or "overflow" (no float32) at t = 5 of that episode,
-    where "quit" ends the process as a game does whose window is closed.
+    `poison` = (what, episode) spoils "obs" (NaN), "reward" (inf) or "overflow" (no float32) at t = 5 of that episode.
     """
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
@@ -77,8 +76,6 @@ class CountingEnv(gym.Env):
         self.t += 1
         self.actions.append(action)
         what = self.poison[0] if (self.t, self.episode) == (5, self.poison[1]) else None
-        if what == "quit":
-            sys.exit()
         obs = self.observe() * np.nan if what == "obs" else self.observe()
         reward = {"reward": np.inf, "overflow": 1e300}.get(what, float(self.t))
         return obs, reward, self.t == 7 and self.episode % 2 == 0, False, {}
@@ -93,7 +90,6 @@ for what in ("obs", "reward", "overflow"):
     register(f"Poisoned-{what}-v0", poison=(what, 1))  # the evaluation at step 0 plays episode 0
 register("Poisoned-first-v0", poison=("obs", 0))
 register("Poisoned-reset-v0", poison=("reset", 7))  # not at the first contact, which resets six times
-register("Quitting-v0", poison=("quit", 8))
 register("Discrete-v0", action_space=gym.spaces.Discrete(3))
 register("Unbounded-v0", action_space=gym.spaces.Box(-np.inf, np.inf, (2,)))
 register("IntegerAction-v0", action_space=gym.spaces.Box(-1, 1, (2,), np.int64))

@@ -18,12 +18,12 @@ import sys
 import time
 from pathlib import Path
 
-import conftest  # noqa: F401  registers the small environments in the processes of this file too
 import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
 import torch
+from conftest import count  # which registers the small environments in the processes of this file too
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_cli import SCRIPT
 
@@ -71,8 +71,12 @@ def content(run_dir, logs=None):
         found[tag] = [step for step, _ in points] if tag == "charts/SPS" else points
     for name in ("model.pt", "model_best.pt"):
         policy, about = meow.load_policy(run_dir / name)
-        found[name] = about["step"], about["score"], policy.vector.numpy().tobytes()
+        found[name] = about["step"], about["score"], weights(policy)
     return found
+
+
+def weights(policy):
+    return torch.nn.utils.parameters_to_vector(policy.parameters()).detach().numpy().tobytes()
 
 
 def assert_same(found, expected):
@@ -95,9 +99,6 @@ def live(folder, flags, target, call, limit):
                 if limit is not None:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
                     return function(*args, **kwargs)
-                if name == "save":
-                    args[1].write(bytes(1000))  # the beginning of a file
-                    args[1].flush()
                 if name == "write_text":
                     function(args[0], args[1][:100])
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -124,7 +125,7 @@ class Lives:
 
     def live(self, target=None, call=None, limit=None, seconds=None):
         """Returns the exit code, which is -9 if it is killed, at the latest after so many seconds."""
-        while int(time.time()) == self.second:  # names of runs and logs have the second in them
+        while int(time.time()) == self.second:  # names of logs have the second in them
             time.sleep(0.01)
         self.second = int(time.time())
         flags = [f"--resume=runs/{self.run_dir.name}"] if self.run_dir else self.flags
@@ -175,7 +176,7 @@ def test_20_kills_at_random_moments_change_nothing(tmp_path, whole):
 @pytest.mark.parametrize(
     "target, stride",
     [("gymnasium.envs.mujoco.hopper_v4.HopperEnv.step", 90), ("meow_continuous_action.update", 35)]
-    + [("meow_continuous_action.evaluate", 1), ("torch.save", 1), ("os.fsync", 1), ("os.replace", 1)]
+    + [("meow_continuous_action.evaluate", 1), ("os.fsync", 1), ("os.replace", 1)]
     + [("pathlib.Path.unlink", 1), ("pathlib.Path.write_text", 1)],
 )
 def test_kills_inside_a_step_an_update_an_evaluation_and_every_write_change_nothing(target, stride, tmp_path, whole):
@@ -193,31 +194,36 @@ def test_kills_inside_a_step_an_update_an_evaluation_and_every_write_change_noth
 
 @pytest.mark.parametrize("env_id", ["Humanoid-v4", "Pendulum-v1", "Noise-v0"])
 def test_other_environments_resume_bit_for_bit_and_a_tensorboard_that_is_open_sees_no_point_twice(env_id, tmp_path):
-    given = flags(env_id, buffer_size=230)
+    given = flags(env_id, total_timesteps=450, eval_frequency=150)  # two episodes of Pendulum and a part of one
     expected = Lives(tmp_path / "whole", given).finish()
     lives = Lives(tmp_path / "cut", given)
-    assert lives.live("meow_continuous_action.update", 45) == -signal.SIGKILL  # in step 105, 5 after a checkpoint
+    assert lives.live("meow_continuous_action.update", 200) == -signal.SIGKILL
     logs = EventAccumulator(str(lives.run_dir), size_guidance={"scalars": 0}).Reload()
-    assert lives.live("meow_continuous_action.update", 75) == -signal.SIGKILL
+    assert lives.live("meow_continuous_action.update", 150) == -signal.SIGKILL
     logs.Reload()
     assert_same(lives.finish(), expected)
     assert_same(content(lives.run_dir, logs), expected)
-    assert "bit for bit" not in (lives.folder / "log").read_text()
 
 
-@pytest.mark.parametrize("env_id", ["BipedalWalker-v3", "Counting-v0"])
-def test_an_environment_that_does_not_repeat_itself_begins_a_new_episode_and_this_is_told_in_one_line(env_id, script):
-    """Box2D keeps more than its random stream; Counting-v0 counts its resets."""
-    assert script(*flags(env_id, total_timesteps=173, eval_frequency=1000)).returncode == 0
+@pytest.mark.parametrize("limit, steps", [(7, [7, 28, 49]), (None, [40])])
+def test_a_checkpoint_is_at_the_end_of_an_episode_or_after_ten_times_the_interval(limit, steps, script, monkeypatch):
+    """Of Count, whose transitions tell the step of the episode: no pair crosses the seam of a resumed run."""
+    written, checkpoint = [], meow.Run.checkpoint
+
+    def spied(run, step, *args, **kwargs):
+        written.append(step)
+        return checkpoint(run, step, *args, **kwargs)
+
+    monkeypatch.setattr(meow.Run, "checkpoint", spied)
+    given = flags(count(limit=limit), total_timesteps=60, learning_starts=50, eval_max_steps=20)
+    result = script(*given, f"--checkpoint-frequency={20 if limit else 4}")
+    assert result.returncode == 0 and written == steps
+    assert ("--resume begins a new episode, not bit for bit" in result.stdout) == (limit is None)
     (run_dir,) = Path("runs").iterdir()
-    result = script("--resume", run_dir, "--total-timesteps", 180)
-    assert result.returncode == 0, result.stderr
-    assert len([line for line in result.stdout.splitlines() if "bit for bit" in line]) == 1
-    assert meow.load_file(run_dir / "checkpoint.pt", "", dict)["begun"][0][0] == 173  # the lost episode is forgotten
-    if env_id == "Counting-v0":  # no pair of the replay buffer crosses the seam
-        _, run = meow.train(meow.stored_args(meow.Args(resume=str(run_dir))))
-        obs, next_obs = run.rb.rows[:, :3], run.rb.rows[:, 3:6]
-        assert torch.equal(next_obs[:, 0], obs[:, 0]) and torch.equal(next_obs[:, 1], obs[:, 1] + 1)
+    _, run = meow.train(meow.stored_args(meow.Args(resume=str(run_dir))))
+    obs, next_obs = run.rb.rows[:60, :2], run.rb.rows[:60, 2:4]
+    assert torch.equal(next_obs, obs + torch.tensor([1, 0]))
+    assert obs[:, 0].tolist() == [t % limit if limit else t % 40 for t in range(60)]
 
 
 def assert_refused_untouched(script, run_dir, *flags, words=()):
@@ -248,7 +254,7 @@ def spoil(path, how):
     elif how == "foreign":
         torch.save({"hello": torch.zeros(3)}, path)
     elif path.name.startswith("replay"):  # "of another task"
-        torch.save({"rows": torch.zeros(20, 9)}, path)
+        torch.save(torch.zeros(len(torch.load(path, weights_only=True)), 9), path)
     else:
         state = torch.load(path, weights_only=True)
         state.get("config", state.get("about"))["args"]["env_id"] = "Ant-v4"
@@ -262,8 +268,22 @@ def test_spoilt_files_are_refused_in_one_sentence(name, how, ended, script):
     spoil(path, how)
     flag = "--evaluate" if name == "model.pt" else "--resume"
     words = [flag, path.name] if how != "of another task" else []
-    given = ["--env-id=Hopper-v4"] if how == "of another task" and name != "replay" else []
+    given = ["--env-id=Hopper-v4"] if how == "of another task" and name == "checkpoint.pt" else []
     assert_refused_untouched(script, ended, flag, ended, *given, words=words)
+
+
+def test_a_folder_of_the_other_script_is_refused_in_one_sentence(script, tmp_path):
+    parallel = (
+        "--task Hopper-v4 --num-envs 2 --total-vector-steps 60 --random-steps 5 --learning-starts 10 --batch-size 8"
+    )
+    parallel += " --make benchmark.simulators.gymnasium_vector:make --log-frequency 30 --buffer-steps 60"
+    env = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
+    command = [sys.executable, str(SCRIPT.parent / "meow_isaacgym.py"), *parallel.split()]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (run_dir,) = Path("runs").iterdir()
+    for flag in ("--resume", "--evaluate"):
+        assert_refused_untouched(script, run_dir, flag, run_dir, words=[flag, run_dir])
 
 
 def test_every_changed_byte_of_a_model_is_noticed_or_without_effect(ended, tmp_path):
@@ -276,7 +296,7 @@ def test_every_changed_byte_of_a_model_is_noticed_or_without_effect(ended, tmp_p
         (tmp_path / "changed.pt").write_bytes(changed)
         try:
             loaded, loaded_about = meow.load_policy(tmp_path / "changed.pt")
-            assert torch.equal(loaded.vector, policy.vector) and loaded_about == about
+            assert weights(loaded) == weights(policy) and loaded_about == about
         except meow.UsageError:
             noticed += 1
     assert noticed > 150
@@ -291,7 +311,8 @@ class Bomb:
 def test_no_file_can_run_code(name, ended, script):
     path = sorted(ended.glob(f"{name}*"))[-1]
     state = torch.load(path, weights_only=True)
-    for write in (lambda: torch.save({**state, "bomb": Bomb()}, path), lambda: path.write_bytes(pickle.dumps(Bomb()))):
+    state = {**state, "bomb": Bomb()} if isinstance(state, dict) else [state, Bomb()]
+    for write in (lambda: torch.save(state, path), lambda: path.write_bytes(pickle.dumps(Bomb()))):
         write()
         flag = "--evaluate" if name == "model.pt" else "--resume"
         assert_refused_untouched(script, ended, flag, ended, words=[path.name])
@@ -305,7 +326,8 @@ def test_what_would_make_one_curve_of_two_runs_is_refused(ended, script, monkeyp
         name = flag.replace("--no-", "--").partition("=")[0]
         assert_refused_untouched(script, ended, "--resume", ended, flag, words=[name, "must stay"])
     more = "--resume", ended, "--total-timesteps"
-    assert_refused_untouched(script, ended, *more, 239, words=["240"])
+    done = torch.load(ended / "checkpoint.pt", weights_only=True)["step"]
+    assert_refused_untouched(script, ended, *more, done - 1, words=["--resume", done, done - 1])
     with monkeypatch.context() as patch:
         patch.setattr(mujoco, "__version__", "3.5.0")
         assert_refused_untouched(script, ended, *more, 260, words=["--resume", "mujoco", "3.4.0", "3.5.0"])
@@ -318,7 +340,7 @@ def test_more_steps_lead_to_the_run_that_had_them_from_the_start(script, whole):
     script(*flags(total_timesteps=160))
     (run_dir,) = Path("runs").iterdir()
     more = "--total-timesteps", 240, "--torch-threads", 1, "--no-cuda-graph", "--no-compile"
-    for given in (more, ()):  # the second time there is nothing left to do
+    for given in (more, ()):  # the second time the last part is played again
         result = script("--resume", run_dir, *given)
         assert result.returncode == 0, result.stderr
         args = {**whole[1]["args"], "compile": False, "cuda_graph": False}
@@ -328,7 +350,7 @@ def test_more_steps_lead_to_the_run_that_had_them_from_the_start(script, whole):
 def test_a_full_disk_ends_the_run_and_the_last_checkpoint_stands(tmp_path, whole):
     lives = Lives(tmp_path, flags())
     for limit in (100_000, 1_000_000):  # bytes that a file can have: the first stops models too
-        assert lives.live("os.fsync", 9, limit) == 1
+        assert lives.live("os.fsync", 7, limit) == 1
         text = (tmp_path / "log").read_text()
         assert "Traceback" not in text
         assert f"python meow_continuous_action.py --resume runs/{lives.run_dir.name}" in text
@@ -336,7 +358,7 @@ def test_a_full_disk_ends_the_run_and_the_last_checkpoint_stands(tmp_path, whole
 
 
 def test_ctrl_c_prints_the_line_that_resumes_and_a_run_belongs_to_one_process(script, tmp_path, monkeypatch):
-    given = flags("Pendulum-v1", total_timesteps=600, eval_frequency=300, buffer_size=600)  # it holds an episode
+    given = flags("Pendulum-v1", total_timesteps=600, eval_frequency=300)
     expected = Lives(tmp_path / "whole", given).finish()
     cut = tmp_path / "cut"
     cut.mkdir()
@@ -368,24 +390,21 @@ def test_two_runs_of_one_second_share_no_folder(script, monkeypatch):
 
 
 def test_best_and_last_model_play_as_they_were_evaluated(script, monkeypatch):
-    assert script(*flags(total_timesteps=400, learning_starts=30, seed=2)).returncode == 0
-    precision = torch.get_float32_matmul_precision()
+    assert script(*flags(total_timesteps=400, learning_starts=30)).returncode == 0
     (run_dir,) = Path("runs").iterdir()
     with open(run_dir / "evaluations.csv") as file:
         rows = {int(row["step"]): [float(row["return_0"]), float(row["return_1"])] for row in csv.DictReader(file)}
     best = max(rows, key=lambda step: np.mean(rows[step]))
     assert best != 400  # else nothing is told apart
     for path, step in [(run_dir / "model_best.pt", best), (run_dir / "model.pt", 400), (run_dir, 400)]:
-        torch.set_float32_matmul_precision("highest")
         result = script("--evaluate", path, "--eval-episodes", 3)
         assert result.returncode == 0, result.stderr
-        assert torch.get_float32_matmul_precision() == precision  # other matrix routines round otherwise
-        head, *episodes, last = result.stdout.splitlines()
+        head, *episodes, last = result.stdout.splitlines()[-5:]
         assert "Hopper-v4" in head and f" {step} steps" in head and "mujoco 3.4.0" in head
         assert episodes[:2] == [f"episode {i}: {rows[step][i]:.1f}" for i in range(2)]
         assert last.startswith("3 deterministic episodes: mean ")
     sampled = script("--evaluate", run_dir, "--no-eval-deterministic").stdout.splitlines()
-    assert sampled[1:3] != episodes[:2] and sampled[-1].startswith("2 stochastic episodes")
+    assert sampled[-3:-1] != episodes[:2] and sampled[-1].startswith("2 stochastic episodes")
     monkeypatch.setattr(mujoco, "__version__", "3.5.0")
     said = script("--evaluate", run_dir).stdout
     assert "3.4.0" in said and "3.5.0" in said

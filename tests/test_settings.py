@@ -47,7 +47,7 @@ def test_a_flag_always_wins_and_every_setting_is_shown(script):
     args = Args(env_id="Humanoid-v5", alpha=0.25, tau=0.0005)  # alpha: the shared default, not Humanoid's
     assert (args.alpha, args.tau, args.learning_starts, args.total_timesteps) == (0.25, 0.0005, 5_000, 5_000_000)
     args = Args(env_id="Pendulum-v1", eval_frequency=70)
-    assert (args.alpha, args.tau, args.sigma_max, args.checkpoint_frequency) == (0.25, 0.005, -0.3, 70)
+    assert (args.alpha, args.tau, args.sigma_max, args.checkpoint_frequency) == (0.25, 0.005, -0.3, 10_000)
     flags = "--total-timesteps=60", "--learning-starts=50", "--eval-episodes=1", "--alpha=0.2"
     out = script("--env-id=Pendulum-v1", *flags).stdout
     assert re.search(r"alpha ?= ?0.2\b", out) and re.search(r"tau ?= ?0.005\b", out) and "mujoco" not in out.lower()
