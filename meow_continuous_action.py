@@ -76,7 +76,7 @@ class Args:
     track: bool = False  # track this experiment with Weights and Biases (offline: set WANDB_MODE=offline)
     wandb_project_name: str = "meow"  # the project's name at W&B
     wandb_entity: str | None = None  # the entity (team) of the project at W&B
-    capture_video: bool = False  # film to videos/: training episodes 0, 1, 8, 27, ...; --evaluate: the first
+    capture_video: bool = False  # film to videos/ (<= 1,000 steps): training episodes 0, 1, 8, 27, ...; --evaluate: 0
     # Evaluation (the paper's protocol) and checkpoints
     eval_frequency: int = 10_000  # steps between two evaluations; there is one at step 0 and one at the end too
     eval_episodes: int = 10  # episodes of an evaluation, reset with seeds 0, 1, 2, ...
@@ -396,18 +396,19 @@ def train(args):
     check_args(args)
     device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
     obs_dim, act_dim = check_env(args, device)
-    rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, device)
     network = dict(obs_dim=obs_dim, act_dim=act_dim, alpha=args.alpha, sigma_min=args.sigma_min)
     network.update(sigma_max=args.sigma_max, coupling=args.coupling, num_shifts=args.num_shifts)
-    with Run(args, args.env_id, args.total_timesteps, network, rb) as run:
-        set_up_torch(args, device, run)
+    with contextlib.ExitStack() as stack:
+        set_up_torch(args, device, stack)
+        eval_envs = make_eval_envs(args, stack) if args.eval_episodes > 0 else None
+        rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, device)
+        run = stack.enter_context(Run(args, args.env_id, args.total_timesteps, network, rb))
         # TRY NOT TO MODIFY: seeding
         random.seed(args.seed)
         np.random.seed(args.seed)
         torch.manual_seed(args.seed)
         film = os.path.abspath(f"videos/{run.dir.name}-{run.first_step}") if args.capture_video else None
-        env = run.enter_context(make_env(args.env_id, film))
-        eval_envs = make_eval_envs(args, run) if args.eval_episodes > 0 else None
+        env = stack.enter_context(make_env(args.env_id, film))
         policy = flatten(FlowPolicy(**network).to(device))
         target = flatten(copy.deepcopy(policy)).requires_grad_(False)
         optimizer = Adam(policy.vector, args.learning_rate)
@@ -565,7 +566,7 @@ class CompiledStep(RecordedStep):
                 settings = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
                 self.compiled = torch.compile(OnVectors.on_vectors, options=options, **settings)
                 return self.compiled(self.modules, self.function, *inputs[len(self.modules) :])
-            except (RuntimeError, OSError, AttributeError, TypeError) as error:  # the last two: an older PyTorch
+            except Exception as error:  # no compiler, no cache, an older PyTorch: each its own class
                 print(f"--compile: running eager, for compiling failed: {error!s:.200}", flush=True)
                 self.compiled = OnVectors.forward
         return self.compiled(self.modules, self.function, *inputs[len(self.modules) :])
@@ -753,6 +754,7 @@ def make_env(env_id, video_folder=None, max_steps=None):
     fits = isinstance(obs_space, gym.spaces.Box) and isinstance(space, gym.spaces.Box) and space.dtype.kind == "f"
     fits = fits and len(obs_space.shape) == len(space.shape) == 1 and space.is_bounded()
     if not (fits and (space.low < space.high).all()):
+        env.close()
         raise TypeError(f"needs a 1-D Box of observations, a bounded 1-D Box of float actions; {obs_space}, {space}")
     if max_steps is not None:
         env = gym.wrappers.TimeLimit(env, max_steps)
@@ -760,16 +762,27 @@ def make_env(env_id, video_folder=None, max_steps=None):
         renderer = getattr(env.unwrapped, "mujoco_renderer", None)
         if renderer is not None:  # gymnasium 1.4 films where the body started; the model's camera follows it
             renderer.camera_id = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
-        env = gym.wrappers.RecordVideo(env, video_folder, video_length=1000)
+        endless = (env.spec.max_episode_steps or math.inf) > 1000  # its film ends there, or memory would
+        env = gym.wrappers.RecordVideo(env, video_folder, video_length=1000 * endless)
     env = gym.wrappers.TransformAction(env, lambda action: action.clip(space.low, space.high), space)
     return Episodes(gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)))
 
 
 def make_eval_envs(args, stack, film=None):
-    """--eval-episodes environments in one vector, which the stack closes; the first makes a film, if into a folder."""
-    makers = [functools.partial(make_env, args.env_id, film, args.eval_max_steps)]
-    makers += (args.eval_episodes - 1) * [functools.partial(make_env, args.env_id, None, args.eval_max_steps)]
-    envs = gym.vector.SyncVectorEnv(makers)
+    """--eval-episodes environments in one vector, which the stack closes; the first makes a film, if into a folder.
+    Raises UsageError."""
+    try:
+        with contextlib.chdir("."), contextlib.ExitStack() as made:
+
+            def make(film=None):
+                return made.enter_context(make_env(args.env_id, film, args.eval_max_steps))
+
+            makers = [functools.partial(make, film)] + (args.eval_episodes - 1) * [make]
+            envs = gym.vector.SyncVectorEnv(makers)
+            made.pop_all()
+    except Exception as error:
+        needs = f"--eval-episodes needs so many instances of --env-id {args.env_id}"
+        raise UsageError(f"{needs}, --eval-episodes 0 trains without: {error!r}") from error
     stack.callback(envs.close)
     return envs
 
@@ -911,10 +924,11 @@ class Run(contextlib.ExitStack):
 
     def log_row(self, step, row):
         """Says what the returns were, {column: number}, and adds them to a table."""
-        table, kind = "evaluations.csv", "eval return"
+        returns = f"return {row['mean']:.1f} +- {row['std']:.1f}"
+        table, text = "evaluations.csv", f"eval {returns}"
         if "episodes" in row:
-            table, kind = "returns.csv", f"return of the last {row['episodes']} training episodes"
-        say(f"step {step:,}: {kind} {row['mean']:.1f} +- {row['std']:.1f}")
+            table, text = "returns.csv", f"{returns} of the last {row['episodes']} episodes"
+        say(f"step {step:,}: {text}")
         row = {"step": step, "seconds": round(self.seconds(), 1), **row}
         self.state["table"] = self.state["table"] or ",".join(row) + "\n"
         self.state["table"] += ",".join(map(str, row.values())) + "\n"
@@ -935,7 +949,10 @@ class Run(contextlib.ExitStack):
         return waited >= 10 or ended and (waited >= 1 or not self.state["replay"])
 
     def checkpoint(self, step, learned, **rest):
-        """Writes what --resume needs, new transitions first. A kill or full disk leaves the one before it whole."""
+        """Writes what --resume needs, new transitions first. A kill or full disk leaves the one before it whole.
+        Raises FloatingPointError if the first of `learned` is not finite."""
+        if not bool(torch.isfinite(learned[0]).all()):
+            raise FloatingPointError(f"not finite at step {step:,}: the policy has diverged, lower --learning-rate")
         self.writer.flush()
         oldest = max(0, self.rb.added - len(self.rb.rows))
         replay = [part for part in self.state["replay"] if part[1] > oldest]

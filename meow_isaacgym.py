@@ -630,7 +630,7 @@ class CompiledStep(RecordedStep):
                 settings = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
                 self.compiled = torch.compile(OnVectors.on_vectors, options=options, **settings)
                 return self.compiled(self.modules, self.function, *inputs[len(self.modules) :])
-            except (RuntimeError, OSError, AttributeError, TypeError) as error:  # the last two: an older PyTorch
+            except Exception as error:  # no compiler, no cache, an older PyTorch: each its own class
                 print(f"--compile: running eager, for compiling failed: {error!s:.200}", flush=True)
                 self.compiled = OnVectors.forward
         return self.compiled(self.modules, self.function, *inputs[len(self.modules) :])
@@ -899,10 +899,11 @@ class Run(contextlib.ExitStack):
 
     def log_row(self, step, row):
         """Says what the returns were, {column: number}, and adds them to a table."""
-        table, kind = "evaluations.csv", "eval return"
+        returns = f"return {row['mean']:.1f} +- {row['std']:.1f}"
+        table, text = "evaluations.csv", f"eval {returns}"
         if "episodes" in row:
-            table, kind = "returns.csv", f"return of the last {row['episodes']} training episodes"
-        say(f"step {step:,}: {kind} {row['mean']:.1f} +- {row['std']:.1f}")
+            table, text = "returns.csv", f"{returns} of the last {row['episodes']} episodes"
+        say(f"step {step:,}: {text}")
         row = {"step": step, "seconds": round(self.seconds(), 1), **row}
         self.state["table"] = self.state["table"] or ",".join(row) + "\n"
         self.state["table"] += ",".join(map(str, row.values())) + "\n"
@@ -923,7 +924,10 @@ class Run(contextlib.ExitStack):
         return waited >= 10 or ended and (waited >= 1 or not self.state["replay"])
 
     def checkpoint(self, step, learned, **rest):
-        """Writes what --resume needs, new transitions first. A kill or full disk leaves the one before it whole."""
+        """Writes what --resume needs, new transitions first. A kill or full disk leaves the one before it whole.
+        Raises FloatingPointError if the first of `learned` is not finite."""
+        if not bool(torch.isfinite(learned[0]).all()):
+            raise FloatingPointError(f"not finite at step {step:,}: the policy has diverged, lower --learning-rate")
         self.writer.flush()
         oldest = max(0, self.rb.added - len(self.rb.rows))
         replay = [part for part in self.state["replay"] if part[1] > oldest]
