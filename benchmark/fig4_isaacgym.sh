@@ -11,6 +11,7 @@
 # Hardware: one NVIDIA GPU. Length: 2 systems x 5 seeds x 0.5M or 1M vector steps; hours not measured.
 source "$(dirname "$0")/launch.sh"
 isaac_python=${ISAAC_PYTHON:-python}
+PATH+=":$(dirname "$(command -v "$isaac_python")")" # Isaac Gym compiles a part of itself by the ninja installed there
 
 train "Ant Humanoid Ingenuity Anymal AllegroHand FrankaCabinet" \
   "$isaac_python meow_isaacgym.py --exp-name meow" \

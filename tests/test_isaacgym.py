@@ -1,6 +1,7 @@
 """meow_isaacgym.py: what it stores, how it learns, and that it shares its classes with the other script."""
 
 import ast
+import contextlib
 import csv
 import math
 import os
@@ -127,7 +128,11 @@ def run_stand_in(tmp_path, *flags, task="Ant"):
     return run_dir, result
 
 
-@pytest.mark.parametrize("task, first_t", [("Ant", 0), ("AllegroHand", 1)])
+# Whose first observation has t = 0, for the simulator resets after its physics, and whose has t = 1
+FIRST_T = {"Ant": 0, "FrankaCabinet": 0, "Anymal": 0, "AllegroHand": 1, "Ingenuity": 1}
+
+
+@pytest.mark.parametrize("task, first_t", FIRST_T.items())
 def test_no_pair_crosses_an_episode_every_last_observation_is_stored_once_and_falls_cut(task, first_t, tmp_path):
     data, _ = stored(run_stand_in(tmp_path, task=task)[0])
     env, episode, t, _ = data.obs.T
@@ -152,21 +157,63 @@ def test_no_pair_crosses_an_episode_every_last_observation_is_stored_once_and_fa
     assert (next_t == 10).any()  # time limits, which do not cut
 
 
-@pytest.mark.parametrize("task", ["Ant", "AllegroHand"])
+@pytest.mark.parametrize("task", FIRST_T)
 def test_returns_are_those_of_whole_episodes(task, tmp_path):
     run_dir, _ = run_stand_in(tmp_path, "--log-frequency", "60", "--num-envs", "1", task=task)
     with open(run_dir / "returns.csv") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["step", "seconds", "mean", "std", "episodes"]
     assert [row["step"] for row in rows] == ["60", "120"]
-    # environment 0: episodes of 7 and 10 steps in turn, with returns 31.5 and 60; Ant needs one more step to reset
-    falls, whole = (3, 3) if task == "Ant" else (4, 3)
+    # environment 0: episodes of 7 and 10 steps in turn, with returns 31.5 and 60. Ant needs one more step to reset,
+    # Anymal two after a fall
+    falls, whole = (4, 3) if FIRST_T[task] else (3, 3)
     assert float(rows[0]["episodes"]) == falls + whole
     assert float(rows[0]["mean"]) == pytest.approx((falls * 31.5 + whole * 60) / (falls + whole))
     result = stand_in("--evaluate", str(run_dir), "--seed", "5", "--eval-episodes", "3", cwd=tmp_path)
     lines = [f"episode {i}: {7 * 1000 * i + 31.5 if i % 2 == 0 else 10060:.1f}" for i in range(3)]
     assert result.stdout.splitlines()[1:4] == lines
     assert "3 deterministic episodes: mean 8041.0" in result.stdout
+
+
+def test_ingenuity_is_made_in_a_folder_of_its_own_beside_isaacs_assets(tmp_path, monkeypatch):
+    """It writes ./ingenuity.xml, whose meshes are in ../assets: jobs side by side must not share that file."""
+
+    def make(seed, task, num_envs, rl_device, **_):
+        folders.append(Path.cwd())
+        assert Path("../assets/mesh").read_text() == "a mesh" and not list(Path.cwd().iterdir())
+        Path("ingenuity.xml").touch()
+        if seed == 3:
+            raise RuntimeError("no GPU")
+        return Copying(num_envs, rl_device)
+
+    folders, isaac = [], tmp_path / "IsaacGymEnvs"
+    for folder in ("assets", "isaacgymenvs"):
+        (isaac / folder).mkdir(parents=True)
+    (isaac / "assets" / "mesh").write_text("a mesh")
+    module = SimpleNamespace(make=make, __file__=str(isaac / "isaacgymenvs" / "__init__.py"))
+    monkeypatch.setitem(sys.modules, "isaacgymenvs", module)
+    with contextlib.ExitStack() as stack:
+        for seed in (1, 2):
+            meow_isaacgym.make_env(Args(task="Ingenuity", seed=seed), 8, torch.device("cpu"), stack)
+        with pytest.raises(meow_isaacgym.UsageError, match="no GPU"):
+            meow_isaacgym.make_env(Args(task="Ingenuity", seed=3), 8, torch.device("cpu"), stack)
+    assert len(set(folders)) == 3 and not any(folder.parent.exists() for folder in folders)
+    assert Path.cwd() == tmp_path and os.listdir(tmp_path) == ["IsaacGymEnvs"]
+    assert (isaac / "assets" / "mesh").exists()
+
+
+def test_the_launcher_finds_what_is_installed_beside_isaacs_python(tmp_path):
+    """gymtorch is compiled at its import, by the ninja on PATH, also where that environment is not activated."""
+    for name in ("benchmark", "meow_isaacgym.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "bin").mkdir()
+    for name, line in (("python", f"command -v beside >> {tmp_path}/found; exit 1"), ("beside", "")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env["ISAAC_PYTHON"] = str(tmp_path / "bin" / "python")
+    subprocess.run(["bash", str(tmp_path / "benchmark" / "fig4_isaacgym.sh"), "--smoke"], env=env, capture_output=True)
+    assert (tmp_path / "found").read_text().splitlines() == [str(tmp_path / "bin" / "beside")] * 2
 
 
 def test_the_papers_conventions_store_what_it_stored(tmp_path):

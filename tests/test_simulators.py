@@ -145,17 +145,20 @@ class FakeIsaacLab:
     single_action_space = gym.spaces.Box(-np.inf, np.inf, (1,))
     unwrapped = property(lambda self: self)
 
+    def observe(self):
+        return {"policy": self.episode_length_buf[:, None].float()}
+
     def reset(self):
-        self.t = torch.zeros(2, 1)
-        return {"policy": self.t.clone()}, {}
+        self.episode_length_buf = torch.zeros(2, dtype=torch.int64)
+        return self.observe(), {}
 
     def step(self, actions):
         assert actions.abs().max() <= 1
-        self.t += 1
-        terminated, truncated = (self.t[:, 0] == 3) & torch.tensor([True, False]), self.t[:, 0] == 3
-        extras = {"final_obs": {"policy": self.t.clone()}} if truncated.any() else {}
-        self.t[truncated] = 0
-        return {"policy": self.t.clone()}, torch.ones(2), terminated, truncated, extras
+        self.episode_length_buf += 1
+        truncated = self.episode_length_buf == 3
+        extras = {"final_obs": self.observe()} if truncated.any() else {}
+        self.episode_length_buf[truncated] = 0
+        return self.observe(), torch.ones(2), truncated & torch.tensor([True, False]), truncated, extras
 
 
 def test_the_isaac_lab_adapter_returns_last_observations_and_drops_no_time_limit(monkeypatch):
@@ -167,3 +170,16 @@ def test_the_isaac_lab_adapter_returns_last_observations_and_drops_no_time_limit
     assert [obs["obs"][0, 0].item() for obs, *_ in seen] == [2, 3, 1, 2]
     assert [done.tolist() for _, _, done, _ in seen] == [[0, 0], [1, 1], [0, 0], [0, 0]]
     assert seen[1][3]["time_outs"].tolist() == [False, True] and seen[0][1].tolist() == [2, 2]
+
+
+def test_returns_in_isaac_lab_are_those_of_whole_episodes():
+    env, statistics = IsaacLabVecTask(FakeIsaacLab()), meow_isaacgym.EpisodeStatistics(2, "cpu")
+    done, stored = torch.ones(2, dtype=torch.bool), 0
+    for _ in range(9):
+        resets = done
+        _, reward, done, _, in_episode = meow_isaacgym.step_simulator(env, torch.zeros(2, 1), resets)
+        statistics.add(reward, done, in_episode)
+        stored += (~resets).sum().item()
+    returns, lengths = statistics.last()
+    assert returns.tolist() == [6] * 6 and lengths.tolist() == [3] * 6  # 2 a step
+    assert stored == 12  # of 18 transitions: an episode's first is dropped

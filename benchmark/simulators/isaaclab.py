@@ -1,10 +1,11 @@
-"""Isaac Lab's tasks behind the contract of `isaacgymenvs.make`. Written from its public API; NOT TESTED ON HARDWARE.
+"""Isaac Lab's tasks behind the contract of `isaacgymenvs.make`. Written from its public code; NOT TESTED ON HARDWARE.
 
-    python meow_isaacgym.py --make benchmark.simulators.isaaclab:make --task Isaac-Ant-v0
+    python meow_isaacgym.py --make benchmark.simulators.isaaclab:make --task Isaac-Ant
 
-Isaac Lab (Python 3.12, `isaaclab` and `isaaclab_tasks` with an NVIDIA GPU) resets an environment within the step that
-ends its episode. Here that step returns the true last observation (`compute_final_obs`), and the next one is the new
-episode's first, whose transition the script drops: one of an episode's is lost, none is wrong.
+Isaac Lab 3 (Python 3.12, `isaaclab` and `isaaclab_tasks` with an NVIDIA GPU) resets an environment within the step that
+ends its episode. Here that step returns the true last observation (`compute_final_obs`). The next step is the first of
+the new episode: its action was chosen at the last observation of the old one, so the script drops its transition but
+counts its reward. One transition per episode is lost, none is wrong.
 """
 
 import gymnasium
@@ -22,6 +23,11 @@ class IsaacLabVecTask:
         # manager-based tasks multiply rewards by the step's seconds, which Isaac Gym's and the paper's settings do not
         self.reward_scale = 1 / task.step_dt if hasattr(task, "reward_manager") else 1.0
         self.obs = env.reset()[0]["policy"]
+
+    @property
+    def progress_buf(self):
+        """Steps of the episodes (N,): 1 after an episode's first step, by which the script counts its reward."""
+        return self.env.unwrapped.episode_length_buf
 
     def reset(self):
         return {"obs": self.obs}
