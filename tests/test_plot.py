@@ -60,6 +60,16 @@ def drawn_lines(runs, in_hours=False, weight=0):
 # Reading
 
 
+def test_a_run_without_evaluations_is_read_by_its_training_returns(tmp_path):
+    write_run(tmp_path / "run", [1.0, 2.0], env="Robot-v0", eval_episodes=0)
+    table = (tmp_path / "run" / "evaluations.csv").read_text().replace("return_0", "episodes")
+    (tmp_path / "run" / "returns.csv").write_text(table)
+    (tmp_path / "run" / "evaluations.csv").unlink()
+    (run,) = load(tmp_path)
+    assert (run.env, run.unit, run.averaged) == ("Robot-v0", plot.ENV_STEPS, "last 100 training episodes")
+    assert run.returns.tolist() == [1.0, 2.0]
+
+
 def test_runs_are_found_in_both_layouts(tmp_path, monkeypatch):
     write_run(tmp_path / "bench/Hopper-v4/sac/seed_2/runs/Hopper-v4__sac__2__17", [1, 2], "sac", 2)
     write_run(tmp_path / "bench/Hopper-v4/sac/seed_2/abandoned_Hopper-v4__sac__2__16", [8, 9], "sac", 2)

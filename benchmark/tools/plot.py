@@ -166,7 +166,8 @@ def load_run(folder):
     try:
         config = json.loads((folder / "config.json").read_text())
         args = config["args"]
-        env = args["env_id"] if has_evaluations else args["task"]
+        parallel = "task" in args
+        env = args["task"] if parallel else args["env_id"]
         named = re.fullmatch(r"(.+)_seed_(\d+)", folder.resolve().name)
         system, seed = (named[1], int(named[2])) if named else (args["exp_name"], args["seed"])
         mean_of = f"{args['eval_episodes']} episodes" if has_evaluations else "last 100 training episodes"
@@ -177,7 +178,7 @@ def load_run(folder):
     rows = {step: (seconds, mean) for step, seconds, mean in rows}
     # a parallel task has no mean (NaN) until its first episodes end
     points = np.array([(step, *row) for step, row in sorted(rows.items()) if math.isfinite(row[1])]).reshape(-1, 3)
-    unit = ENV_STEPS if has_evaluations else VECTOR_STEPS
+    unit = VECTOR_STEPS if parallel else ENV_STEPS
     return Run(env.rpartition(":")[2], system, seed, *points.T, config, folder, unit, mean_of)
 
 
