@@ -86,6 +86,8 @@ def test_a_run_on_mujoco_resumes_bit_for_bit(tmp_path):
     assert rows(run_dir) == rows(reference) and len(rows(run_dir)) == 3
     ours, expected = (torch.load(folder / "checkpoint.pt") for folder in (run_dir, reference))
     assert ours["step"] == expected["step"] == 181
+    for state in (ours, expected):
+        state["learned"][-3] = state["learned"][-3][: state["learned"][-2]]  # episodes; the rest was never written
     for tensor, other in zip(ours["learned"], expected["learned"], strict=True):
         assert torch.equal(tensor, other)
     result = run(*resume, "--seed", "2", cwd=cut, script=SCRIPT)

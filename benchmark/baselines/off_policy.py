@@ -97,17 +97,18 @@ def open_run(args, capacity):
             raise meow.UsageError(sentence)
     device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
     obs_dim, act_dim = meow.check_env(args, device)
-    rb = meow.ReplayBuffer(capacity, obs_dim, act_dim, device)
-    network = {"obs_dim": obs_dim, "act_dim": act_dim}
-    with meow.Run(args, args.env_id, args.total_timesteps, network, rb) as run:
-        meow.set_up_torch(args, device, run)
+    with contextlib.ExitStack() as stack:
+        meow.set_up_torch(args, device, stack)
+        eval_envs = meow.make_eval_envs(args, stack) if args.eval_episodes > 0 else None
+        rb = meow.ReplayBuffer(capacity, obs_dim, act_dim, device)
+        network = {"obs_dim": obs_dim, "act_dim": act_dim}
+        run = stack.enter_context(meow.Run(args, args.env_id, args.total_timesteps, network, rb))
         # TRY NOT TO MODIFY: seeding
         random.seed(args.seed)
         np.random.seed(args.seed)
         torch.manual_seed(args.seed)
         film = os.path.abspath(f"videos/{run.dir.name}-{run.first_step}") if args.capture_video else None
-        env = run.enter_context(meow.make_env(args.env_id, film))
-        eval_envs = meow.make_eval_envs(args, run) if args.eval_episodes > 0 else None
+        env = stack.enter_context(meow.make_env(args.env_id, film))
         yield run, env, eval_envs, device
         meow.say(f"finished: {run.name}")
 
@@ -170,11 +171,8 @@ def main(args_class, train):
         if args.resume is not None:
             stored = meow.load_file(Path(args.resume, "checkpoint.pt"), "--resume", stored_args)
             args = tyro.cli(args_class, default=stored)  # flags win over what that run had
-        try:
-            train(args)
-        except SystemExit as stop:  # of the environment: its exit code might be 0
-            raise OSError(f"--env-id {args.env_id} has ended the process: {stop!r}") from stop
-    except (meow.UsageError, FloatingPointError, OSError, KeyboardInterrupt) as error:
-        print(error, file=sys.stderr)
+        train(args)
+    except (meow.UsageError, FloatingPointError, OSError, KeyboardInterrupt, SystemExit) as error:  # the last: an env's
+        print(str(error) or repr(error), file=sys.stderr)
         return {meow.UsageError: 2, KeyboardInterrupt: 130}.get(type(error), 1)
     return 0

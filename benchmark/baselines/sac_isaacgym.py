@@ -180,8 +180,8 @@ def train(args):
         network = {"obs_dim": obs_dim, "act_dim": act_dim}
         run = stack.enter_context(meow.Run(args, args.task, args.total_vector_steps, network, rb))
         agent, statistics = SAC(args, obs_dim, act_dim, device), meow.EpisodeStatistics(args.num_envs, device)
-        learned = [*agent.state_dict().values(), statistics.finished.rows, statistics.finished.count]
-        learned.append(statistics.running)
+        learned = [param.data for param in agent.parameters()] + list(agent.buffers())
+        learned += [statistics.finished.rows, statistics.finished.count, statistics.running]
         restorable = hasattr(env, "get_state") and hasattr(env, "set_state")
         if args.resume is not None:
             run.restore(learned)
@@ -193,6 +193,8 @@ def train(args):
         else:
             statistics.running.zero_()
             statistics.add(reward, done, in_episode)
+        if args.resume is not None and not restorable:
+            meow.say(f"{args.make} has no get_state and set_state: not bit for bit as before, new episodes begin")
         for global_step in meow.trange(run.first_step + 1, args.total_vector_steps + 1, mininterval=1, miniters=1):
             if global_step <= args.random_steps:
                 actions = 2 * torch.rand(args.num_envs, act_dim, device=device) - 1
@@ -208,14 +210,12 @@ def train(args):
             losses = {}
             if global_step > args.learning_starts:
                 losses = agent.update(rb.sample(args.batch_size))
-            logs = global_step % args.log_frequency == 0 or global_step == args.total_vector_steps
-            saves = run.checkpoint_is_due(global_step, ended=True)
-            if (logs or saves) and not all(math.isfinite(loss) for loss in losses.values()):
-                raise FloatingPointError(f"a loss before vector step {global_step:,} is not finite")
-            if logs:
-                scalars = {f"losses/{name}": loss for name, loss in losses.items()}
-                meow.log_and_save(run, agent, statistics, global_step, scalars)
-            if saves:
+            if global_step % args.log_frequency == 0 or global_step == args.total_vector_steps:
+                rb.check_finite(global_step)
+                run.log(global_step, {f"losses/{name}": loss for name, loss in losses.items()})
+                meow.log_and_save(run, agent, statistics, global_step, None)
+            if run.checkpoint_is_due(global_step, ended=True):
+                rb.check_finite(global_step)
                 simulator = env.get_state() if restorable else None
                 optimizers = [optimizer.state_dict() for optimizer in agent.optimizers]
                 rest = {"simulator": simulator, "obs": obs, "done": done, "optimizers": optimizers}
@@ -236,12 +236,9 @@ def main():
         if args.resume is not None:
             stored = meow.load_file(Path(args.resume, "checkpoint.pt"), "--resume", stored_args)
             args = tyro.cli(Args, default=stored)  # flags win over what that run had
-        try:
-            train(args)
-        except SystemExit as stop:  # of the simulator: its exit code might be 0
-            raise OSError(f"--make {args.make} has ended the process: {stop!r}") from stop
-    except (meow.UsageError, FloatingPointError, OSError, KeyboardInterrupt) as error:
-        print(error, file=sys.stderr)
+        train(args)
+    except (meow.UsageError, FloatingPointError, OSError, KeyboardInterrupt, SystemExit) as error:  # the last: a simulator's
+        print(str(error) or repr(error), file=sys.stderr)
         return {meow.UsageError: 2, KeyboardInterrupt: 130}.get(type(error), 1)
     return 0
 
