@@ -172,7 +172,7 @@ def main(args_class, train):
             stored = meow.load_file(Path(args.resume, "checkpoint.pt"), "--resume", stored_args)
             args = tyro.cli(args_class, default=stored)  # flags win over what that run had
         train(args)
-    except (meow.UsageError, FloatingPointError, OSError, KeyboardInterrupt, SystemExit) as error:  # the last: an env's
+    except (meow.UsageError, FloatingPointError, OSError, KeyboardInterrupt, SystemExit) as error:  # the last: an env
         print(str(error) or repr(error), file=sys.stderr)
         return {meow.UsageError: 2, KeyboardInterrupt: 130}.get(type(error), 1)
     return 0

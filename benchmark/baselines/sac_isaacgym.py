@@ -237,7 +237,7 @@ def main():
             stored = meow.load_file(Path(args.resume, "checkpoint.pt"), "--resume", stored_args)
             args = tyro.cli(Args, default=stored)  # flags win over what that run had
         train(args)
-    except (meow.UsageError, FloatingPointError, OSError, KeyboardInterrupt, SystemExit) as error:  # the last: a simulator's
+    except (meow.UsageError, FloatingPointError, OSError, KeyboardInterrupt, SystemExit) as error:  # the last: an env
         print(str(error) or repr(error), file=sys.stderr)
         return {meow.UsageError: 2, KeyboardInterrupt: 130}.get(type(error), 1)
     return 0
