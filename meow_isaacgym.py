@@ -721,7 +721,7 @@ def make_env(args, num_envs, device, stack):
         make, kwargs = getattr(importlib.import_module(module), function), json.loads(args.make_kwargs)
         with contextlib.ExitStack() as away:
             if module == "isaacgymenvs" and args.task == "Ingenuity":  # it writes ./ingenuity.xml and reads ../assets
-                folder = Path(away.enter_context(tempfile.TemporaryDirectory()))
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 (folder / "assets").symlink_to(Path(sys.modules[module].__file__).parents[1] / "assets")
                 (folder / "here").mkdir()
                 away.callback(os.chdir, os.getcwd())
