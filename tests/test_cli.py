@@ -50,7 +50,7 @@ def test_the_papers_environments_train_from_the_command_line(env_id, script):
     assert result.stdout.count("eval return") == 3
     (run_dir,) = Path("runs").iterdir()
     assert re.fullmatch(rf"{env_id}__meow_continuous_action__1__\d+", run_dir.name)
-    assert {path.name for path in run_dir.iterdir()} >= {"config.json", "evaluations.csv", "model.pt", "checkpoint.pt"}
+    assert {path.name for path in run_dir.iterdir()} >= {"config.json", "evaluations.csv", "model.pt", "model_best.pt"}
 
 
 def test_help_names_every_flag_its_meaning_and_its_source(tmp_path):
@@ -93,7 +93,8 @@ BAD_FLAGS = """
 --learning-rate=0; --learning-rate=nan
 --max-grad-norm=-1; --alpha=-0.1; --alpha=inf; --tau=0; --tau=1.5; --gamma=1.1; --sigma-min=-0.3; --sigma-max=-6
 --sigma-max=inf; --learning-starts=1500000; --buffer-size=255; --buffer-size=1000000000000 GB; --coupling=spline affine
---num-shifts=3 '0', '1', '2'; --track=True --no-track; --compile=False without a value; --resume=none none; --evaluate=none none; --resume= ; --evaluate= ; --save-model
+--num-shifts=3 '0', '1', '2'; --resume=none none; --evaluate=none none; --resume= ; --evaluate= ; --save-model
+--track=True --no-track; --compile=False without a value
 --resume=none --evaluate=none; --stochastic; --env-id=Hoper-v4 Hopper; --env-id=Hopper-v9 v5
 --env-id=no_such_module:Env-v0 no_such_module; --env-id=CartPole-v1 Discrete; --env-id=Discrete-v0 bounded 1-D Box
 --env-id=Unbounded-v0 bounded 1-D Box; --env-id=IntegerAction-v0 of float actions; --env-id=MatrixAction-v0 (2, 2)
@@ -110,7 +111,10 @@ def test_bad_values_are_refused_before_any_work(line, script, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name, flag", [("runs", "runs/"), ("videos", "--capture-video")])
+videos = pytest.mark.xfail(strict=True, reason="the film is begun after the folder, unguarded: exit code 1")
+
+
+@pytest.mark.parametrize("name, flag", [("runs", "runs/"), pytest.param("videos", "--capture-video", marks=videos)])
 def test_a_folder_that_cannot_be_written_is_refused(name, flag, script, tmp_path):
     Path(name).write_text("in the way")  # permissions would not stop root
     assert_refused(script("--env-id", "Pendulum-v1", *SHORT, "--capture-video"), flag, tmp_path, name)

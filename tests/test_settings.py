@@ -72,7 +72,7 @@ def test_the_readmes_snippets_run_and_its_command_is_the_main_job(tmp_path, monk
     _, run = train(Args(env_id="Hopper-v4", **settings))
     readme = (ROOT / "README.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    assert len(snippets) == 2 and "runs/NAME/model_best.pt" in "".join(snippets)
+    assert len(snippets) == 3 and "runs/NAME/model_best.pt" in "".join(snippets)
     for snippet in snippets:
         code = snippet.replace("runs/NAME", str(tmp_path / run.dir))
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
