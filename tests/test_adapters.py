@@ -58,7 +58,8 @@ def test_episodes_have_all_their_steps_and_end_with_their_last_observation(mode)
         assert t == 0 or reward.tolist() == [1, 1]
     assert env.reset()["obs"].tolist() == [[4, 0]] * 2  # at any time
     assert env.step(torch.zeros(2, 2))[0]["obs"].tolist() == [[4, 1]] * 2
-    env.env.close()
+    env.close()
+    assert env.env.closed
 
 
 def test_a_termination_is_no_time_out_even_at_the_limit():

@@ -10,6 +10,7 @@ checkpoints are meow_isaacgym.py's own, so that both systems of the figure are m
 """
 
 import contextlib
+import copy
 import math
 import os
 import sys
@@ -116,9 +117,8 @@ class SAC(nn.Module):
         super().__init__()
         self.args, self.act_dim = args, act_dim
         self.normalizer, self.actor = meow.RunningNormalizer(obs_dim), Actor(obs_dim, act_dim)
-        self.critics, self.targets = (nn.ModuleList([mlp(obs_dim + act_dim, 1) for _ in range(2)]) for _ in range(2))
-        self.targets.load_state_dict(self.critics.state_dict())
-        self.targets.requires_grad_(False)
+        self.critics = nn.ModuleList([mlp(obs_dim + act_dim, 1), mlp(obs_dim + act_dim, 1)])
+        self.targets = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(args.alpha)))
         self.to(device)
         self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=args.learning_rate)
@@ -156,8 +156,9 @@ class SAC(nn.Module):
         with torch.no_grad():
             for param, target in zip(self.critics.parameters(), self.targets.parameters()):
                 target.lerp_(param, args.tau)
-        losses = {"qf_loss": qf_loss, "actor_loss": actor_loss, "alpha_loss": alpha_loss, "qf_values": target_q.mean()}
-        return {**{name: value.detach() for name, value in losses.items()}, "alpha": alpha}
+        losses = {"qf_loss": qf_loss.detach(), "actor_loss": actor_loss.detach()}
+        losses.update(alpha_loss=alpha_loss.detach(), qf_values=target_q.mean(), alpha=alpha)
+        return losses
 
     def step(self, optimizer, loss):
         """One step of an optimizer; only its own parameters move and keep a gradient."""
@@ -179,7 +180,8 @@ def train(args):
         rb = meow.VectorReplayBuffer(capacity, obs_dim, act_dim, device)
         network = {"obs_dim": obs_dim, "act_dim": act_dim}
         run = stack.enter_context(meow.Run(args, args.task, args.total_vector_steps, network, rb))
-        agent, statistics = SAC(args, obs_dim, act_dim, device), meow.EpisodeStatistics(args.num_envs, device)
+        agent = SAC(args, obs_dim, act_dim, device)
+        statistics = meow.EpisodeStatistics(args.num_envs, device)
         learned = [param.data for param in agent.parameters()] + list(agent.buffers())
         learned += [statistics.finished.rows, statistics.finished.count, statistics.running]
         restorable = hasattr(env, "get_state") and hasattr(env, "set_state")

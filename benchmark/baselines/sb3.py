@@ -170,8 +170,12 @@ def hyperparameters(model):
 
 def newest_losses(model):
     """{name: number} of what SB3 logged of its last update, without what is constant or counts."""
-    logged = {key.removeprefix("train/"): value for key, value in model.logger.name_to_value.items()}
-    return {name: logged[name] for name in logged.keys() - {"learning_rate", "clip_range", "n_updates"}}
+    losses = {}
+    for key, value in model.logger.name_to_value.items():
+        name = key.removeprefix("train/")
+        if name not in ("learning_rate", "clip_range", "n_updates"):
+            losses[f"losses/{name}"] = value
+    return losses
 
 
 class Policy:
@@ -236,13 +240,13 @@ class Loop(BaseCallback):
     def __init__(self, run, env, evaluate):
         super().__init__()
         self.run, self.env, self.evaluate, self.ended = run, env, evaluate, False
-        progress = {"initial": run.first_step, "total": run.args.total_timesteps, "mininterval": 1, "miniters": 1}
-        self.progress = run.enter_context(meow.tqdm(**progress))
+        bar = meow.tqdm(initial=run.first_step, total=run.args.total_timesteps, mininterval=1, miniters=1)
+        self.progress = run.enter_context(bar)
 
     def _on_rollout_start(self):
         run, step, is_ppo = self.run, self.model.num_timesteps, self.run.args.algo == "ppo"
         if is_ppo or step % 100 == 0:
-            run.log(step, {f"losses/{name}": value for name, value in newest_losses(self.model).items()})
+            run.log(step, newest_losses(self.model))
         if step > run.first_step and run.checkpoint_is_due(step, self.ended or is_ppo):
             learned = list(self.model.policy.state_dict().values())
             run.checkpoint(step, learned, model=get_model_state(self.model), before_reset=self.env.before_reset)

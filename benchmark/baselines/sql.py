@@ -88,8 +88,10 @@ class ParticleMLP(nn.Module):
 
     def __init__(self, obs_dim, act_dim, out_dim):
         super().__init__()
-        self.obs_in, self.particles_in = nn.Linear(obs_dim, HIDDEN), nn.Linear(act_dim, HIDDEN, bias=False)
-        self.hidden, self.out = nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, out_dim)
+        self.obs_in = nn.Linear(obs_dim, HIDDEN)
+        self.particles_in = nn.Linear(act_dim, HIDDEN, bias=False)
+        self.hidden = nn.Linear(HIDDEN, HIDDEN)
+        self.out = nn.Linear(HIDDEN, out_dim)
         for layer in self.children():
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
@@ -136,10 +138,12 @@ class SQL(Agent):
     def __init__(self, args, obs_dim, act_dim):
         super().__init__()
         self.args, self.act_dim = args, act_dim
-        self.q, self.sampler = ParticleMLP(obs_dim, act_dim, 1), ParticleMLP(obs_dim, act_dim, act_dim)
+        self.q = ParticleMLP(obs_dim, act_dim, 1)
+        self.sampler = ParticleMLP(obs_dim, act_dim, act_dim)
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        self.optimizers = [torch.optim.Adam(net.parameters(), args.learning_rate) for net in (self.q, self.sampler)]
+        q_adam = torch.optim.Adam(self.q.parameters(), args.learning_rate)
+        self.optimizers = [q_adam, torch.optim.Adam(self.sampler.parameters(), args.learning_rate)]
 
     def sample(self, obs, k):
         """k samples per state BEFORE tanh, each from noise N(0, I_A): (B, S) -> (B, k, A)."""
@@ -155,7 +159,8 @@ class SQL(Agent):
     def q_loss(self, data):
         """Transitions -> the loss of Q () and the mean Q of the batch ()."""
         with torch.no_grad():
-            act = torch.empty(len(data.obs), self.args.value_particles, self.act_dim, device=data.obs.device)
+            shape = len(data.obs), self.args.value_particles, self.act_dim
+            act = torch.empty(shape, device=data.obs.device)
             next_q = self.target_q(data.next_obs, act.uniform_(-1, 1)).squeeze(dim=2)
             next_v = soft_value(next_q, self.args.alpha, self.act_dim)
             target_q = data.reward + self.args.gamma * (1 - data.terminated) * next_v  # only termination cuts
@@ -167,7 +172,8 @@ class SQL(Agent):
         with torch.no_grad():
             fixed = self.sample(obs, self.args.kernel_particles // 2)
         fixed.requires_grad_()
-        log_p = self.q(obs, torch.tanh(fixed)).squeeze(dim=2) / self.args.alpha + log_det_tanh(fixed)  # of u, up to V
+        q = self.q(obs, torch.tanh(fixed)).squeeze(dim=2)
+        log_p = q / self.args.alpha + log_det_tanh(fixed)  # of u, up to V
         (score,) = torch.autograd.grad(log_p.sum(), fixed)
         moved = self.sample(obs, self.args.kernel_particles // 2)
         direction = stein_direction(fixed.detach(), moved.detach(), score)

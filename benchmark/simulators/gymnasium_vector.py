@@ -38,6 +38,9 @@ class GymnasiumVecTask:
         extras = {"time_outs": self.tensor(time_outs, torch.bool)}
         return {"obs": self.tensor(obs)}, self.tensor(reward), self.tensor(done, torch.bool), extras
 
+    def close(self):
+        self.env.close()
+
     def tensor(self, values, dtype=torch.float32):
         """A copy, for environments reuse their arrays."""
         return torch.tensor(values, dtype=dtype, device=self.device)
