@@ -12,7 +12,7 @@ g(a|s) = z has non-linear layers S_n (tanh and couplings) and one linear layer S
     V(s)   = -alpha * log( prod_{i in S_l} |det J_i(s)| )  =  alpha * log integral exp(Q(s,a)/alpha) da   (Eq. 8)
     pi(a|s) = exp((Q(s,a) - V(s)) / alpha),  drawn by running the flow forward from z ~ N(0, I)
     loss   =  E[ 1/2 * (Q(s,a) - (r + gamma * (1 - terminated) * V_target(s')))^2 ]                       (Eq. 9)
-(The code counts p_z's constant, alpha * A/2 * log(2 pi), in V: Q and V move together, the policy stays.)
+(Here Q and V are both larger by alpha * A/2 * log(2 pi), p_z's constant: the policy is the same.)
 
 Easy to overlook: the buffer stores u, the action before tanh; only termination cuts the bootstrap, a time limit does
 not; dropout in the Q of the loss is a part of MEow.
@@ -137,7 +137,7 @@ class MLP(nn.Sequential):
                 init_weight(layer.weight)
 
     def forward(self, x, dropout=None):
-        """(B, in_dim) -> (B, out_dim). dropout: one mask per hidden layer, (2, B, hidden), or None for none."""
+        """(B, in_dim) -> (B, out_dim). dropout: factors (2, B, hidden), 0 or 1/0.9, after each Swish, or None."""
         hidden_layer = 0
         for layer in self:
             x = layer(x)
@@ -180,7 +180,7 @@ class FlowPolicy(nn.Module):
     """The conditional flow that is Q, V and the policy at once (Eq. 8; architecture: Fig. A6).
     Forward (sampling): z ~ N(0, I) -> linear layer sigma(s) * z -> 2 blocks x 2 couplings -> u, and a = tanh(u).
     obs is (B, S), u (B, A), a in [-1,1] (B, A); Q, V and the shifts are in units of the soft return, log_prob in nats.
-    Q and log_prob are over a, but take u: where tanh saturates, a float32 a does not give u back."""
+    get_q and log_prob are those of a = tanh(u), but take u: near +-1 a float32 a cannot give u back."""
 
     def __init__(self, obs_dim, act_dim, alpha, sigma_min=-5.0, sigma_max=-0.3, coupling="additive", num_shifts=2):
         super().__init__()
@@ -190,8 +190,8 @@ class FlowPolicy(nn.Module):
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         mask = (torch.arange(act_dim) + 1) % 2.0  # 1, 0, 1, 0, ...
         self.couplings = nn.ModuleList()
-        for block_mask in (mask, 1 - mask, mask, 1 - mask):  # 2 blocks x 2 couplings
-            self.couplings.append(CouplingLayer(obs_dim, act_dim, block_mask, coupling == "affine"))
+        for layer_mask in (mask, 1 - mask, mask, 1 - mask):  # 2 blocks x 2 couplings
+            self.couplings.append(CouplingLayer(obs_dim, act_dim, layer_mask, coupling == "affine"))
         self.sigma_net = MLP(obs_dim, 64, act_dim, nn.init.zeros_)  # hypernetwork (b)
         self.shifts = nn.ModuleList()  # b1, b2
         for _ in range(num_shifts):
@@ -223,12 +223,12 @@ class FlowPolicy(nn.Module):
         return u, log_det
 
     def log_unnormalized(self, obs, u, dropout=None):
-        """log( p_z(g(a|s)) * prod_{i in S_n} |det J_i| ), without p_z's constant: (B, S), (B, A) -> (B,)."""
+        """log( p_z(g(a|s)) * prod_{i in S_n} |det J_i| ) of Eq. 8, without p_z's constant: (B, S), (B, A) -> (B,)."""
         scaled_z, log_det = self.inverse(obs, u, dropout)
         return log_det - 0.5 * (scaled_z / self.log_sigma(obs).exp()).square().sum(dim=1)
 
     def log_partition(self, obs):
-        """-log( prod_{i in S_l} |det J_i| ), with p_z's constant: (B, S) -> (B,)."""
+        """-log( prod_{i in S_l} |det J_i| ) of Eq. 8, with p_z's constant: (B, S) -> (B,)."""
         return self.log_sigma(obs).sum(dim=1) + 0.5 * self.act_dim * math.log(2 * math.pi)
 
     def get_q(self, obs, u, dropout=None):
@@ -312,7 +312,8 @@ class Adam:
     def step(self, vector, grad):
         """Moves the vector, given the gradient (P,) at it."""
         beta1, beta2 = self.betas
-        # SPEED: -3%; compiled, betas**steps is computed again for every 16 numbers. The clamp avoids slow denormals
+        # SPEED: -3%: running powers; compiled, betas**steps is computed again for every 16 numbers. The clamp keeps
+        # them out of denormals, which are slow
         self.beta_powers.mul_(self.decay).clamp_(min=1e-300)
         bias1, bias2 = (1 - self.beta_powers).to(grad.dtype)
         self.exp_avg.lerp_(grad, 1 - beta1)
@@ -322,8 +323,8 @@ class Adam:
 
 
 def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout):
-    """Algorithm 1's update: a gradient step on Eq. 9 and a Polyak step of the target, at first a copy of the policy.
-    Both are flat (see `flatten`). optimizer: Adam(policy.vector, lr). data: Transitions of B rows.
+    """Algorithm 1's update: a gradient step on Eq. 9 and a Polyak step of the target, which starts as a copy of the
+    policy (and has its own alpha). See `flatten`. optimizer: Adam(policy.vector, lr). data: Transitions of B rows.
     dropout: `dropout_masks(policy, B)`; None leaves out what is a part of MEow.
     Returns the loss (), Q (B, max(1, num_shifts)) and the norm of the gradient before it is clipped ()."""
     check_flat(policy)
@@ -332,7 +333,7 @@ def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout):
         v_clip = target.get_v(data.next_obs).min(dim=1, keepdim=True).values  # SCDQ: V + min(b1, b2), Sec. 3.2
         target_q = data.reward + gamma * (1 - data.terminated) * v_clip  # only termination cuts the bootstrap
     q = policy.get_q(data.obs, data.u, dropout)  # Q + b1 and Q + b2, by one pass of the flow
-    loss = 0.5 * (q - target_q).square().sum(dim=1).mean()  # Eq. 9, summed over the shifts
+    loss = 0.5 * (q - target_q.expand_as(q)).square().sum(dim=1).mean()  # Eq. 9, summed over the shifts
     grads = torch.autograd.grad(loss, list(policy.parameters()))
 
     with torch.no_grad():
@@ -398,23 +399,26 @@ def train(args):
     obs_dim, act_dim = check_env(args, device)
     network = dict(obs_dim=obs_dim, act_dim=act_dim, alpha=args.alpha, sigma_min=args.sigma_min)
     network.update(sigma_max=args.sigma_max, coupling=args.coupling, num_shifts=args.num_shifts)
+    folder = run_folder(args, args.env_id)  # first: an environment may go to another one
+    film = os.path.abspath(f"videos/{folder.name}-{int(time.time())}") if args.capture_video else None
     with contextlib.ExitStack() as stack:
         set_up_torch(args, device, stack)
-        eval_envs = make_eval_envs(args, stack) if args.eval_episodes > 0 else None
-        rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, device)
-        run = stack.enter_context(Run(args, args.env_id, args.total_timesteps, network, rb))
         # TRY NOT TO MODIFY: seeding
         random.seed(args.seed)
         np.random.seed(args.seed)
         torch.manual_seed(args.seed)
-        film = os.path.abspath(f"videos/{run.dir.name}-{run.first_step}") if args.capture_video else None
-        env = stack.enter_context(make_env(args.env_id, film))
+        with usable(args):
+            eval_envs = make_eval_envs(args, stack) if args.eval_episodes > 0 else None
+            env = stack.enter_context(make_env(args.env_id, film))
+        rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, device)
+        run = stack.enter_context(Run(args, folder, args.total_timesteps, network, rb))
+        say(f"{run.name}: {paper_row(args.env_id) or 'shared'} settings, flags win\n{args}")
         policy = flatten(FlowPolicy(**network).to(device))
         target = flatten(copy.deepcopy(policy)).requires_grad_(False)
         optimizer = Adam(policy.vector, args.learning_rate)
         learned = [policy.vector, target.vector, optimizer.exp_avg, optimizer.exp_avg_sq, optimizer.beta_powers]
-        update, forward = accelerated(args, device, args.total_timesteps)
-        obs, _ = env.reset(seed=args.seed)  # seeds the stream of all episodes
+        update, forward = accelerated(args, device, args.total_timesteps)  # the same functions, sooner
+        obs, _ = env.reset(seed=args.seed)  # makes the stream of all episodes; set_state moves it to the checkpoint's
         if args.resume is None:
             evaluate_and_save(run, policy, env, eval_envs, 0)
         else:
@@ -448,7 +452,7 @@ def train(args):
                 evaluate_and_save(run, policy, env, eval_envs, global_step)
             if terminated or truncated:
                 run.log(global_step, env.charts)
-            if run.checkpoint_is_due(global_step, terminated or truncated):
+            if run.checkpoint_is_due(global_step, terminated or truncated):  # before the reset, which moves the streams
                 run.checkpoint(global_step, learned, env=env.get_state())
             if terminated or truncated:
                 obs, _ = env.reset()
@@ -456,7 +460,7 @@ def train(args):
     return policy, run
 
 
-# ---- Speed: the same numbers, sooner. Nothing below is about MEow ----------------------------------------------------
+# ---- Speed: the same numbers, sooner. Of the paper there is only the 0.1 of dropout below ----------------------------
 def flatten(module):
     """Makes all parameters views of one new vector (P,), `module.vector`, which `update` moves at once.
     Call it after .to(device), copying, a new layer: whatever gives parameters other memory."""
@@ -468,16 +472,18 @@ def flatten(module):
 def check_flat(module):
     """Raises ValueError if the parameters are not all views of `module.vector`: they would not learn."""
     if hasattr(torch, "compiler") and torch.compiler.is_compiling():
-        return  # which cannot follow this; RecordedStep has checked
+        return  # the compiler cannot trace addresses; RecordedStep has checked
     vector = getattr(module, "vector", torch.empty(0))
     if parameters_end(module, vector.data_ptr()) != vector.data_ptr() + vector.nbytes:
         raise ValueError("update needs all parameters in module.vector: call flatten(policy), flatten(target) again")
 
 
 def parameters_end(module, address):
-    """Where the parameters end in memory, if they begin at `address` and follow each other, or else -1."""
+    """Where the parameters end in memory, if they begin at `address` and follow each other, or else -1.
+    A recursion, for module.parameters() takes four times as long."""
     for param in module._parameters.values():
-        address = address + param.nbytes if param.data_ptr() == address else -1
+        if param is not None:
+            address = address + param.nbytes if param.data_ptr() == address else -1
     for child in module._modules.values():
         if child is not None:
             address = parameters_end(child, address)
@@ -508,8 +514,9 @@ class Linear(nn.Linear):
 
 
 class RecordedStep:
-    """A function that is recorded at its first calls and then repeated, with the modules, optimizer, shapes and numbers
-    of the first. The learning rate may change; for anything else make a new one."""
+    """A function that is recorded at its first calls and then repeated: arguments by position, modules first, and with
+    the modules, optimizer, shapes, types, strides and numbers of the first call. The learning rate may change; for
+    anything else make a new one. Subclasses define run(inputs, tensors among them)."""
 
     def __init__(self, function):
         self.function, self.first, self.calls = function, None, 0
@@ -519,19 +526,27 @@ class RecordedStep:
         flat = []
         for x in inputs:
             flat += x if isinstance(x, tuple) else [x]
-        given = [getattr(x, "shape", x) for x in flat]
+        given = [(x.shape, x.dtype) if isinstance(x, torch.Tensor) else x for x in flat]
+        groups = []
         for x in inputs:
             if isinstance(x, nn.Module):
                 check_flat(x)
                 given += [value for value in vars(x).values() if isinstance(value, (int, float))]
-            elif isinstance(x, Adam):  # the rate is recorded as a tensor
-                group = x.param_groups[0]
-                group["lr"] = x.lr_tensor.fill_(group["lr"])
-        self.first = self.first or given
-        if given != self.first:
-            raise ValueError(f"a compiled or captured {self.function.__name__} repeats its first call: make a new one")
+                given.append(x.vector.data_ptr())
+            elif isinstance(x, Adam):
+                x.lr_tensor.fill_(x.param_groups[0]["lr"])
+                groups.append((x.param_groups[0], {**x.param_groups[0]}))
+                x.param_groups[0]["lr"] = x.lr_tensor  # a recording reads the rate there
         self.calls += 1
-        return self.run(inputs, [x for x in flat if isinstance(x, torch.Tensor)])
+        try:
+            self.first = self.first or given
+            if given != self.first:
+                name, kind = self.function.__name__, type(self).__name__
+                raise ValueError(f"{kind} has recorded {name} with other numbers, shapes or objects: make a new one")
+            return self.run(inputs, [x for x in flat if isinstance(x, torch.Tensor)])
+        finally:
+            for group, before in groups:
+                group.update(before)
 
 
 class OnVectors(nn.ModuleList):
@@ -556,7 +571,7 @@ class CompiledStep(RecordedStep):
 
     def run(self, inputs, tensors):
         if self.calls == 1:
-            print(f"compiling {self.function.__name__}: up to a minute, seconds where cached", flush=True)
+            print(f"compiling {self.function.__name__}: a minute or two, seconds where cached", flush=True)
             self.modules = OnVectors([x for x in inputs if isinstance(x, nn.Module)])
             try:
                 torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes a part of the one graph
@@ -649,38 +664,42 @@ def beginning(envs, seed):
     return [np.concatenate(numbers) for numbers in seen]
 
 
+@contextlib.contextmanager
+def usable(args):
+    """Raises UsageError if the environment fails in here."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # each in its own way
+        flags = f"--env-id {args.env_id}" + " --capture-video" * args.capture_video
+        hint = "PACKAGE:ID imports PACKAGE, or your MY_MODULE.py with kwargs or wrappers (FlattenObservation)"
+        several = "evaluations need several independent instances, --eval-episodes 0 trains without"
+        raise UsageError(f"{flags} must work here: {error!r}; {hint}; {several}") from error
+
+
 def check_env(args, device):
     """First contact: tries the environment out, says what it does not keep to, and closes it.
     Returns (obs_dim, act_dim). Raises UsageError."""
-    hint = "PACKAGE:ID imports PACKAGE first, or your MY_MODULE.py, with kwargs or wrappers (FlattenObservation)"
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, usable(args):
         stack.enter_context(contextlib.chdir("."))  # and back here, wherever the environment goes
-        try:
-            env = stack.enter_context(make_env(args.env_id, "" if args.capture_video else None))
-            alone = [beginning([env], args.seed)[0] for _ in range(3)]  # BipedalWalker-v3 differs in the third
-            streams, state = random_streams(), env.get_state()
-            after = beginning([env], None)
-            set_random_streams(streams)
-            env.set_state(state)
-            repeats = np.ptp(alone, axis=0).max() == 0 and np.array_equal(after, beginning([env], None))
-            if torch.get_default_dtype() != torch.float32 or not torch.is_grad_enabled():
-                raise TypeError("it must leave PyTorch's default type and gradients as they are")
-            if args.capture_video and env.render() is None:
-                raise TypeError("it renders no pictures")
-            if args.eval_episodes > 0:
-                hint = "evaluations need more, independent instances, --eval-episodes 0 trains without"
-                first, second = beginning([env, stack.enter_context(make_env(args.env_id))], args.seed)
-                if repeats and not np.array_equal(first, alone[0]):
-                    raise TypeError("stepping a second instance moves the first")
-                repeats = repeats and np.array_equal(second, alone[0])
-        except (Exception, SystemExit) as error:  # every environment fails in its own way
-            flags = f"--env-id {args.env_id}" + " --capture-video" * args.capture_video
-            raise UsageError(f"{flags} must work here: {error!r}; {hint}") from error
+        env = stack.enter_context(make_env(args.env_id, "" if args.capture_video else None))
+        alone = [beginning([env], args.seed)[0] for _ in range(3)]  # BipedalWalker-v3 differs in the third
+        streams, state = random_streams(), env.get_state()
+        after = beginning([env], None)
+        set_random_streams(streams)
+        env.set_state(state)
+        repeats = np.ptp(alone, axis=0).max() == 0 and np.array_equal(after, beginning([env], None))
+        if torch.get_default_dtype() != torch.float32 or not torch.is_grad_enabled():
+            raise TypeError("it must leave PyTorch's default type and gradients as they are")
+        if args.capture_video and env.render() is None:
+            raise TypeError("it renders no pictures")
+        if args.eval_episodes > 0:
+            first, second = beginning([env, stack.enter_context(make_env(args.env_id))], args.seed)
+            if repeats and not np.array_equal(first, alone[0]):
+                raise TypeError("stepping a second instance moves the first")
+            repeats = repeats and np.array_equal(second, alone[0])
     if not repeats:
-        follows = (
-            "evaluations, --evaluate and --resume (not bit for bit) begin anew what outlives a reset, such as running "
-        )
-        follows += "statistics; to normalise, take a wrapper without memory or meow_isaacgym.py"
+        follows = "evaluations, --evaluate and --resume (not bit for bit) begin anew what outlives a reset, such as"
+        follows += " running statistics; to normalise, take a wrapper without memory or meow_isaacgym.py"
         say(f"{args.env_id} does not repeat after reset(seed=...): {follows}")
     limit = env.get_wrapper_attr("_max_episode_steps") if env.has_wrapper_attr("_max_episode_steps") else math.inf
     if limit > min(args.eval_max_steps, 10 * args.checkpoint_frequency):
@@ -769,20 +788,15 @@ def make_env(env_id, video_folder=None, max_steps=None):
 
 
 def make_eval_envs(args, stack, film=None):
-    """--eval-episodes environments in one vector, which the stack closes; the first makes a film, if into a folder.
-    Raises UsageError."""
-    try:
-        with contextlib.chdir("."), contextlib.ExitStack() as made:
+    """--eval-episodes environments in one vector, which the stack closes; the first makes a film, if into a folder."""
+    with contextlib.ExitStack() as made:  # closes the first ones if a later one fails
 
-            def make(film=None):
-                return made.enter_context(make_env(args.env_id, film, args.eval_max_steps))
+        def make(film=None):
+            return made.enter_context(make_env(args.env_id, film, args.eval_max_steps))
 
-            makers = [functools.partial(make, film)] + (args.eval_episodes - 1) * [make]
-            envs = gym.vector.SyncVectorEnv(makers)
-            made.pop_all()
-    except Exception as error:
-        needs = f"--eval-episodes needs so many instances of --env-id {args.env_id}"
-        raise UsageError(f"{needs}, --eval-episodes 0 trains without: {error!r}") from error
+        makers = [functools.partial(make, film)] + (args.eval_episodes - 1) * [make]
+        envs = gym.vector.SyncVectorEnv(makers)
+        made.pop_all()
     stack.callback(envs.close)
     return envs
 
@@ -845,15 +859,19 @@ def say(text):
     sys.stdout.flush()
 
 
+def run_folder(args, task):
+    """The folder of the run to resume, or of a new one, which is named as CleanRL names them."""
+    name = f"{task}__{args.exp_name}__{args.seed}__{int(1e3 * time.time())}"
+    return Path(args.resume or os.path.join("runs", re.sub("[/:]", "-", name))).absolute()
+
+
 class Run(contextlib.ExitStack):
     """The folder runs/NAME: lock, logs, models, checkpoint. It closes what was entered, whatever ends the run.
     state: what --resume continues from. Raises UsageError."""
 
-    def __init__(self, args, task, total, network, rb):
+    def __init__(self, args, folder, total, network, rb):
         super().__init__()
-        name = re.sub("[/:]", "-", f"{task}__{args.exp_name}__{args.seed}__{int(1e3 * time.time())}")
-        self.name = args.resume or f"runs/{name}"
-        self.dir = Path(self.name).absolute()  # an environment may go to another folder
+        self.dir, self.name = folder, args.resume or f"runs/{folder.name}"
         self.args, self.network, self.rb, self.wandb = args, network, rb, None
         versions = {name: str(sys.modules[name].__version__) for name in VERSIONED.split() if name in sys.modules}
         self.config = {"args": {**asdict(args), "resume": None}, "versions": versions}
@@ -876,7 +894,6 @@ class Run(contextlib.ExitStack):
             raise UsageError(f"{flag}{self.name} must be writable and in no other use: {error}") from error
         self.writer = SummaryWriter(self.dir, purge_step=self.first_step + 1)  # readers drop what was logged later
         self.callback(self.writer.close)
-        say(f"{self.name}: {paper_row(task) or 'shared'} settings, flags win\n{args}")
 
     def lock(self):
         """Keeps a second process away, where the file system can."""
@@ -1029,7 +1046,7 @@ def play(args):
     policy, about = load_policy(args.evaluate)
     check_unchanged(args, about["args"], "--evaluate")
     check_args(args)
-    dims = check_env(args, torch.device("cpu"))
+    dims = check_env(replace(args, eval_episodes=args.eval_episodes - 1), torch.device("cpu"))
     if dims != (about["network"]["obs_dim"], about["network"]["act_dim"]):
         raise UsageError(f"--env-id must have the observations and actions of the model of --evaluate, not {dims}")
     trained = f"{about['args']['env_id']} after {about['step']:,} steps with mujoco {about['versions']['mujoco']}"
@@ -1037,7 +1054,9 @@ def play(args):
     with contextlib.ExitStack() as stack:
         set_up_torch(args, torch.device("cpu"), stack)
         film = os.path.abspath(f"videos/{about['run']}-at-{about['step']}") if args.capture_video else None
-        returns, successes = evaluate(policy, make_eval_envs(args, stack, film), args.eval_deterministic, args.seed)
+        with usable(args):
+            envs = make_eval_envs(args, stack, film)
+        returns, successes = evaluate(policy, envs, args.eval_deterministic, args.seed)
     for seed, episodic_return in enumerate(returns, args.seed):
         say(f"episode {seed}: {episodic_return:.1f}")
     kind = "deterministic" if args.eval_deterministic else "stochastic"

@@ -141,7 +141,7 @@ class MLP(nn.Sequential):
                 init_weight(layer.weight)
 
     def forward(self, x, dropout=None):
-        """(B, in_dim) -> (B, out_dim). dropout: one mask per hidden layer, (2, B, hidden), or None for none."""
+        """(B, in_dim) -> (B, out_dim). dropout: factors (2, B, hidden), 0 or 1/0.9, after each Swish, or None."""
         hidden_layer = 0
         for layer in self:
             x = layer(x)
@@ -184,7 +184,7 @@ class FlowPolicy(nn.Module):
     """The conditional flow that is Q, V and the policy at once (Eq. 8; architecture: Fig. A6).
     Forward (sampling): z ~ N(0, I) -> linear layer sigma(s) * z -> 2 blocks x 2 couplings -> u, and a = tanh(u).
     obs is (B, S), u (B, A), a in [-1,1] (B, A); Q, V and the shifts are in units of the soft return, log_prob in nats.
-    Q and log_prob are over a, but take u: where tanh saturates, a float32 a does not give u back."""
+    get_q and log_prob are those of a = tanh(u), but take u: near +-1 a float32 a cannot give u back."""
 
     def __init__(self, obs_dim, act_dim, alpha, sigma_min=-5.0, sigma_max=-0.3, coupling="additive", num_shifts=2):
         super().__init__()
@@ -194,8 +194,8 @@ class FlowPolicy(nn.Module):
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         mask = (torch.arange(act_dim) + 1) % 2.0  # 1, 0, 1, 0, ...
         self.couplings = nn.ModuleList()
-        for block_mask in (mask, 1 - mask, mask, 1 - mask):  # 2 blocks x 2 couplings
-            self.couplings.append(CouplingLayer(obs_dim, act_dim, block_mask, coupling == "affine"))
+        for layer_mask in (mask, 1 - mask, mask, 1 - mask):  # 2 blocks x 2 couplings
+            self.couplings.append(CouplingLayer(obs_dim, act_dim, layer_mask, coupling == "affine"))
         self.sigma_net = MLP(obs_dim, 64, act_dim, nn.init.zeros_)  # hypernetwork (b)
         self.shifts = nn.ModuleList()  # b1, b2
         for _ in range(num_shifts):
@@ -227,12 +227,12 @@ class FlowPolicy(nn.Module):
         return u, log_det
 
     def log_unnormalized(self, obs, u, dropout=None):
-        """log( p_z(g(a|s)) * prod_{i in S_n} |det J_i| ), without p_z's constant: (B, S), (B, A) -> (B,)."""
+        """log( p_z(g(a|s)) * prod_{i in S_n} |det J_i| ) of Eq. 8, without p_z's constant: (B, S), (B, A) -> (B,)."""
         scaled_z, log_det = self.inverse(obs, u, dropout)
         return log_det - 0.5 * (scaled_z / self.log_sigma(obs).exp()).square().sum(dim=1)
 
     def log_partition(self, obs):
-        """-log( prod_{i in S_l} |det J_i| ), with p_z's constant: (B, S) -> (B,)."""
+        """-log( prod_{i in S_l} |det J_i| ) of Eq. 8, with p_z's constant: (B, S) -> (B,)."""
         return self.log_sigma(obs).sum(dim=1) + 0.5 * self.act_dim * math.log(2 * math.pi)
 
     def get_q(self, obs, u, dropout=None):
@@ -397,7 +397,8 @@ class Adam:
     def step(self, vector, grad):
         """Moves the vector, given the gradient (P,) at it."""
         beta1, beta2 = self.betas
-        # SPEED: -3%; compiled, betas**steps is computed again for every 16 numbers. The clamp avoids slow denormals
+        # SPEED: -3%: running powers; compiled, betas**steps is computed again for every 16 numbers. The clamp keeps
+        # them out of denormals, which are slow
         self.beta_powers.mul_(self.decay).clamp_(min=1e-300)
         bias1, bias2 = (1 - self.beta_powers).to(grad.dtype)
         self.exp_avg.lerp_(grad, 1 - beta1)
@@ -407,8 +408,8 @@ class Adam:
 
 
 def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout):
-    """Algorithm 1's update: a gradient step on Eq. 9 and a Polyak step of the target, at first a copy of the policy.
-    Both are flat (see `flatten`). optimizer: Adam(policy.vector, lr). data: Transitions of B rows.
+    """Algorithm 1's update: a gradient step on Eq. 9 and a Polyak step of the target, which starts as a copy of the
+    policy (and has its own alpha). See `flatten`. optimizer: Adam(policy.vector, lr). data: Transitions of B rows.
     dropout: `dropout_masks(policy, B)`; None leaves out what is a part of MEow.
     Returns the loss (), Q (B, max(1, num_shifts)) and the norm of the gradient before it is clipped ()."""
     check_flat(policy)
@@ -417,7 +418,7 @@ def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout):
         v_clip = target.get_v(data.next_obs).min(dim=1, keepdim=True).values  # SCDQ: V + min(b1, b2), Sec. 3.2
         target_q = data.reward + gamma * (1 - data.terminated) * v_clip  # only termination cuts the bootstrap
     q = policy.get_q(data.obs, data.u, dropout)  # Q + b1 and Q + b2, by one pass of the flow
-    loss = 0.5 * (q - target_q).square().sum(dim=1).mean()  # Eq. 9, summed over the shifts
+    loss = 0.5 * (q - target_q.expand_as(q)).square().sum(dim=1).mean()  # Eq. 9, summed over the shifts
     grads = torch.autograd.grad(loss, list(policy.parameters()))
 
     with torch.no_grad():
@@ -455,6 +456,7 @@ def train(args):
     """Algorithm 1. Returns the Agent and the Run. UsageError for bad input, FloatingPointError on divergence."""
     check_args(args)
     device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+    folder = run_folder(args, args.task)  # first: a simulator may go to another one
     with contextlib.ExitStack() as stack:
         set_up_torch(args, device, stack)
         env, (obs, reward, done, _, in_episode) = make_env(args, args.num_envs, device, stack)
@@ -463,7 +465,8 @@ def train(args):
         rb = VectorReplayBuffer(args.buffer_steps * args.num_envs, obs_dim, act_dim, device)
         network = {"obs_dim": obs_dim, "act_dim": act_dim, "alpha": args.alpha, "coupling": args.coupling}
         network.update(sigma_min=args.sigma_min, sigma_max=args.sigma_max, num_shifts=args.num_shifts)
-        run = stack.enter_context(Run(args, args.task, args.total_vector_steps, network, rb))
+        run = stack.enter_context(Run(args, folder, args.total_vector_steps, network, rb))
+        say(f"{run.name}: {paper_row(args.task) or 'shared'} settings, flags win\n{args}")
         agent = Agent(network).to(device)
         policy, normalizer = flatten(agent.policy), agent.normalizer
         target = flatten(copy.deepcopy(policy)).requires_grad_(False)
@@ -520,7 +523,7 @@ def train(args):
     return agent, run
 
 
-# ---- Speed: the same numbers, sooner. Nothing below is about MEow ----------------------------------------------------
+# ---- Speed: the same numbers, sooner. Of the paper there is only the 0.1 of dropout below ----------------------------
 def flatten(module):
     """Makes all parameters views of one new vector (P,), `module.vector`, which `update` moves at once.
     Call it after .to(device), copying, a new layer: whatever gives parameters other memory."""
@@ -532,16 +535,18 @@ def flatten(module):
 def check_flat(module):
     """Raises ValueError if the parameters are not all views of `module.vector`: they would not learn."""
     if hasattr(torch, "compiler") and torch.compiler.is_compiling():
-        return  # which cannot follow this; RecordedStep has checked
+        return  # the compiler cannot trace addresses; RecordedStep has checked
     vector = getattr(module, "vector", torch.empty(0))
     if parameters_end(module, vector.data_ptr()) != vector.data_ptr() + vector.nbytes:
         raise ValueError("update needs all parameters in module.vector: call flatten(policy), flatten(target) again")
 
 
 def parameters_end(module, address):
-    """Where the parameters end in memory, if they begin at `address` and follow each other, or else -1."""
+    """Where the parameters end in memory, if they begin at `address` and follow each other, or else -1.
+    A recursion, for module.parameters() takes four times as long."""
     for param in module._parameters.values():
-        address = address + param.nbytes if param.data_ptr() == address else -1
+        if param is not None:
+            address = address + param.nbytes if param.data_ptr() == address else -1
     for child in module._modules.values():
         if child is not None:
             address = parameters_end(child, address)
@@ -572,8 +577,9 @@ class Linear(nn.Linear):
 
 
 class RecordedStep:
-    """A function that is recorded at its first calls and then repeated, with the modules, optimizer, shapes and numbers
-    of the first. The learning rate may change; for anything else make a new one."""
+    """A function that is recorded at its first calls and then repeated: arguments by position, modules first, and with
+    the modules, optimizer, shapes, types, strides and numbers of the first call. The learning rate may change; for
+    anything else make a new one. Subclasses define run(inputs, tensors among them)."""
 
     def __init__(self, function):
         self.function, self.first, self.calls = function, None, 0
@@ -583,19 +589,27 @@ class RecordedStep:
         flat = []
         for x in inputs:
             flat += x if isinstance(x, tuple) else [x]
-        given = [getattr(x, "shape", x) for x in flat]
+        given = [(x.shape, x.dtype) if isinstance(x, torch.Tensor) else x for x in flat]
+        groups = []
         for x in inputs:
             if isinstance(x, nn.Module):
                 check_flat(x)
                 given += [value for value in vars(x).values() if isinstance(value, (int, float))]
-            elif isinstance(x, Adam):  # the rate is recorded as a tensor
-                group = x.param_groups[0]
-                group["lr"] = x.lr_tensor.fill_(group["lr"])
-        self.first = self.first or given
-        if given != self.first:
-            raise ValueError(f"a compiled or captured {self.function.__name__} repeats its first call: make a new one")
+                given.append(x.vector.data_ptr())
+            elif isinstance(x, Adam):
+                x.lr_tensor.fill_(x.param_groups[0]["lr"])
+                groups.append((x.param_groups[0], {**x.param_groups[0]}))
+                x.param_groups[0]["lr"] = x.lr_tensor  # a recording reads the rate there
         self.calls += 1
-        return self.run(inputs, [x for x in flat if isinstance(x, torch.Tensor)])
+        try:
+            self.first = self.first or given
+            if given != self.first:
+                name, kind = self.function.__name__, type(self).__name__
+                raise ValueError(f"{kind} has recorded {name} with other numbers, shapes or objects: make a new one")
+            return self.run(inputs, [x for x in flat if isinstance(x, torch.Tensor)])
+        finally:
+            for group, before in groups:
+                group.update(before)
 
 
 class OnVectors(nn.ModuleList):
@@ -620,7 +634,7 @@ class CompiledStep(RecordedStep):
 
     def run(self, inputs, tensors):
         if self.calls == 1:
-            print(f"compiling {self.function.__name__}: up to a minute, seconds where cached", flush=True)
+            print(f"compiling {self.function.__name__}: a minute or two, seconds where cached", flush=True)
             self.modules = OnVectors([x for x in inputs if isinstance(x, nn.Module)])
             try:
                 torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes a part of the one graph
@@ -820,15 +834,19 @@ def say(text):
     sys.stdout.flush()
 
 
+def run_folder(args, task):
+    """The folder of the run to resume, or of a new one, which is named as CleanRL names them."""
+    name = f"{task}__{args.exp_name}__{args.seed}__{int(1e3 * time.time())}"
+    return Path(args.resume or os.path.join("runs", re.sub("[/:]", "-", name))).absolute()
+
+
 class Run(contextlib.ExitStack):
     """The folder runs/NAME: lock, logs, models, checkpoint. It closes what was entered, whatever ends the run.
     state: what --resume continues from. Raises UsageError."""
 
-    def __init__(self, args, task, total, network, rb):
+    def __init__(self, args, folder, total, network, rb):
         super().__init__()
-        name = re.sub("[/:]", "-", f"{task}__{args.exp_name}__{args.seed}__{int(1e3 * time.time())}")
-        self.name = args.resume or f"runs/{name}"
-        self.dir = Path(self.name).absolute()  # an environment may go to another folder
+        self.dir, self.name = folder, args.resume or f"runs/{folder.name}"
         self.args, self.network, self.rb, self.wandb = args, network, rb, None
         versions = {name: str(sys.modules[name].__version__) for name in VERSIONED.split() if name in sys.modules}
         self.config = {"args": {**asdict(args), "resume": None}, "versions": versions}
@@ -851,7 +869,6 @@ class Run(contextlib.ExitStack):
             raise UsageError(f"{flag}{self.name} must be writable and in no other use: {error}") from error
         self.writer = SummaryWriter(self.dir, purge_step=self.first_step + 1)  # readers drop what was logged later
         self.callback(self.writer.close)
-        say(f"{self.name}: {paper_row(task) or 'shared'} settings, flags win\n{args}")
 
     def lock(self):
         """Keeps a second process away, where the file system can."""

@@ -111,10 +111,7 @@ def test_bad_values_are_refused_before_any_work(line, script, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-videos = pytest.mark.xfail(strict=True, reason="the film is begun after the folder, unguarded: exit code 1")
-
-
-@pytest.mark.parametrize("name, flag", [("runs", "runs/"), pytest.param("videos", "--capture-video", marks=videos)])
+@pytest.mark.parametrize("name, flag", [("runs", "runs/"), ("videos", "--capture-video")])
 def test_a_folder_that_cannot_be_written_is_refused(name, flag, script, tmp_path):
     Path(name).write_text("in the way")  # permissions would not stop root
     assert_refused(script("--env-id", "Pendulum-v1", *SHORT, "--capture-video"), flag, tmp_path, name)

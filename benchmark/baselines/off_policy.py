@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import sys
+import time
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -97,18 +98,21 @@ def open_run(args, capacity):
             raise meow.UsageError(sentence)
     device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
     obs_dim, act_dim = meow.check_env(args, device)
+    folder = meow.run_folder(args, args.env_id)  # first: an environment may go to another one
+    film = os.path.abspath(f"videos/{folder.name}-{int(time.time())}") if args.capture_video else None
     with contextlib.ExitStack() as stack:
         meow.set_up_torch(args, device, stack)
-        eval_envs = meow.make_eval_envs(args, stack) if args.eval_episodes > 0 else None
-        rb = meow.ReplayBuffer(capacity, obs_dim, act_dim, device)
-        network = {"obs_dim": obs_dim, "act_dim": act_dim}
-        run = stack.enter_context(meow.Run(args, args.env_id, args.total_timesteps, network, rb))
         # TRY NOT TO MODIFY: seeding
         random.seed(args.seed)
         np.random.seed(args.seed)
         torch.manual_seed(args.seed)
-        film = os.path.abspath(f"videos/{run.dir.name}-{run.first_step}") if args.capture_video else None
-        env = stack.enter_context(meow.make_env(args.env_id, film))
+        with meow.usable(args):
+            eval_envs = meow.make_eval_envs(args, stack) if args.eval_episodes > 0 else None
+            env = stack.enter_context(meow.make_env(args.env_id, film))
+        rb = meow.ReplayBuffer(capacity, obs_dim, act_dim, device)
+        network = {"obs_dim": obs_dim, "act_dim": act_dim}
+        run = stack.enter_context(meow.Run(args, folder, args.total_timesteps, network, rb))
+        meow.say(f"{run.name}\n{args}")
         yield run, env, eval_envs, device
         meow.say(f"finished: {run.name}")
 

@@ -171,6 +171,7 @@ def train(args):
     """Trains SAC as `args` says and writes runs/NAME. Returns the agent and the Run. Raises as meow_isaacgym.train."""
     check_args(args)
     device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+    folder = meow.run_folder(args, args.task)
     with contextlib.ExitStack() as stack:
         meow.set_up_torch(args, device, stack)
         env, (obs, reward, done, _, in_episode) = meow.make_env(args, args.num_envs, device, stack)
@@ -179,7 +180,8 @@ def train(args):
         meow.check_memory(device, "--buffer-steps", capacity, 2 * obs_dim + act_dim + 2)
         rb = meow.VectorReplayBuffer(capacity, obs_dim, act_dim, device)
         network = {"obs_dim": obs_dim, "act_dim": act_dim}
-        run = stack.enter_context(meow.Run(args, args.task, args.total_vector_steps, network, rb))
+        run = stack.enter_context(meow.Run(args, folder, args.total_vector_steps, network, rb))
+        meow.say(f"{run.name}\n{args}")
         agent = SAC(args, obs_dim, act_dim, device)
         statistics = meow.EpisodeStatistics(args.num_envs, device)
         learned = [param.data for param in agent.parameters()] + list(agent.buffers())
