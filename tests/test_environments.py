@@ -279,7 +279,7 @@ def make(seed, task, num_envs, sim_device, rl_device, graphics_device_id, headle
 
 def parallel(cwd, *flags):
     small = ["--num-envs", "4", "--total-vector-steps", "45", "--random-steps", "5", "--learning-starts", "10"]
-    small += ["--batch-size", "8", "--log-frequency", "45", "--buffer-steps", "50"]
+    small += ["--batch-size", "8", "--log-frequency", "45", "--buffer-steps", "50", "--checkpoint-frequency", "44"]
     (cwd / "sims.py").write_text(SIMULATOR)
     make = [] if "--evaluate" in flags else ["--make", "sims:make", *small]
     command = [sys.executable, str(PARALLEL), *make, *flags]
@@ -292,8 +292,8 @@ def test_what_a_simulator_returns_is_converted_and_every_step_counts(kind, tmp_p
     assert result.returncode == 0, result.stderr
     assert "return 10.0 +- 0.0 of the last 16 episodes" in result.stdout
     (run_dir,) = tmp_path.glob("runs/*")
-    (path,) = run_dir.glob("replay_*.pt")
-    rows = meow.load_file(path, "", lambda rows: rows.reshape(-1, 4, 10))  # in the order of the environments
+    paths = sorted(run_dir.glob("replay_*.pt"), key=lambda path: int(path.stem.split("_")[1]))
+    rows = torch.cat([meow.load_file(path, "", torch.clone) for path in paths]).reshape(-1, 4, 10)
     assert len(rows) == 45 - 4  # each of 4 resets is a step that is not stored
     assert (rows[:, :, 0] == torch.arange(4)).all() and (rows[:, :, 4] == rows[:, :, 1] + 1).all()
     played = parallel(tmp_path, "--evaluate", str(run_dir))
