@@ -1021,10 +1021,17 @@ def check_unchanged(args, stored, flag):
             raise UsageError(f"--{name.replace('_', '-')} must stay {value} with {flag}")
 
 
+def check_script(stored):
+    """Raises ValueError if the settings of a run are not those of this script."""
+    if "env_id" not in stored:
+        raise ValueError("meow_isaacgym.py wrote it")
+
+
 def load_policy(path):
     """The FlowPolicy of a model file or of a run's folder, on the CPU, and the dict about it. Raises UsageError."""
 
     def make(model):
+        check_script(model["about"]["args"])
         policy = FlowPolicy(**model["about"]["network"])
         policy.load_state_dict(model["state_dict"])
         return policy, model["about"]
@@ -1034,9 +1041,13 @@ def load_policy(path):
 
 def stored_args(args):
     """The settings of the run that --resume or --evaluate name. Raises UsageError if there is none."""
+
+    def resumed(state):
+        check_script(state["config"]["args"])
+        return Args(**{**state["config"]["args"], "resume": args.resume})
+
     if args.resume is not None:
-        path = Path(args.resume, "checkpoint.pt")
-        return load_file(path, "--resume", lambda state: Args(**{**state["config"]["args"], "resume": args.resume}))
+        return load_file(Path(args.resume, "checkpoint.pt"), "--resume", resumed)
     stored = {**load_policy(args.evaluate)[1]["args"], "evaluate": args.evaluate, "seed": 0}  # as evaluations begin
     return replace(args, **{name: value for name, value in stored.items() if hasattr(args, name)})
 

@@ -996,10 +996,17 @@ def check_unchanged(args, stored, flag):
             raise UsageError(f"--{name.replace('_', '-')} must stay {value} with {flag}")
 
 
+def check_script(stored):
+    """Raises ValueError if the settings of a run are not those of this script."""
+    if "task" not in stored:
+        raise ValueError("meow_continuous_action.py wrote it")
+
+
 def load_agent(path):
     """The Agent of a model file or of a run's folder, on the CPU, and the dict about it. Raises UsageError."""
 
     def make(model):
+        check_script(model["about"]["args"])
         agent = Agent(model["about"]["network"])
         agent.load_state_dict(model["state_dict"])
         return agent, model["about"]
@@ -1009,9 +1016,13 @@ def load_agent(path):
 
 def stored_args(args):
     """The settings of the run that --resume or --evaluate name. Raises UsageError if there is none."""
+
+    def resumed(state):
+        check_script(state["config"]["args"])
+        return Args(**{**state["config"]["args"], "resume": args.resume})
+
     if args.resume is not None:
-        path = Path(args.resume, "checkpoint.pt")
-        return load_file(path, "--resume", lambda state: Args(**{**state["config"]["args"], "resume": args.resume}))
+        return load_file(Path(args.resume, "checkpoint.pt"), "--resume", resumed)
     stored = {**load_agent(args.evaluate)[1]["args"], "evaluate": args.evaluate}
     return replace(args, **{name: value for name, value in stored.items() if hasattr(args, name)})
 

@@ -53,7 +53,7 @@ def definitions(path):
 def test_what_both_scripts_define_is_the_same_word_for_word_and_in_the_same_order():
     ours, other = definitions(SCRIPT), definitions(ROOT / "meow_continuous_action.py")
     own = {"SHARED_SETTINGS", "PAPER_SETTINGS", "Args", "train", "paper_row", "RULES", "make_env"}
-    own |= {"MAY_CHANGE", "MAY_CHANGE_TOO", "stored_args", "play", "main"}
+    own |= {"MAY_CHANGE", "MAY_CHANGE_TOO", "check_script", "stored_args", "play", "main"}
     shared = [name for name in ours if name in other and name not in own]
     assert {"FlowPolicy", "Transitions", "Adam", "update", "CompiledStep", "CapturedStep", "Run"} <= set(shared)
     for name in shared:
@@ -173,6 +173,8 @@ def test_returns_are_those_of_whole_episodes(task, tmp_path):
     lines = [f"episode {i}: {7 * 1000 * i + 31.5 if i % 2 == 0 else 10060:.1f}" for i in range(3)]
     assert result.stdout.splitlines()[1:4] == lines
     assert "3 deterministic episodes: mean 8041.0" in result.stdout
+    result = stand_in("--evaluate", str(run_dir), "--eval-episodes", "3", "--eval-max-steps", "2", cwd=tmp_path)
+    assert "3 deterministic episodes (3 cut at --eval-max-steps 2): mean" in result.stdout
 
 
 def test_ingenuity_is_made_in_a_folder_of_its_own_beside_isaacs_assets(tmp_path, monkeypatch):
