@@ -670,7 +670,7 @@ def usable(args):
     try:
         yield
     except (Exception, SystemExit) as error:  # each in its own way
-        flags = f"--env-id {args.env_id}" + " --capture-video" * args.capture_video
+        flags = f"--env-id {args.env_id}" + " --capture-video (to videos/)" * args.capture_video
         hint = "PACKAGE:ID imports PACKAGE, or your MY_MODULE.py with kwargs or wrappers (FlattenObservation)"
         several = "evaluations need several independent instances, --eval-episodes 0 trains without"
         raise UsageError(f"{flags} must work here: {error!r}; {hint}; {several}") from error

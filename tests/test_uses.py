@@ -51,10 +51,10 @@ def test_a_compiled_update_refuses_what_it_would_ignore(monkeypatch):
     step(*given)
     others = [(4, 0.9), (5, 0.1), (6, 1.0), (7, None), (3, batch(32)), (7, dropout_masks(policy, 32))]
     for index, other in others:
-        with pytest.raises(ValueError, match="repeats its first call: make a new one"):
+        with pytest.raises(ValueError, match="with other numbers, shapes or objects: make a new one"):
             step(*given[:index], other, *given[index + 1 :])
     policy.alpha = 0.3
-    with pytest.raises(ValueError, match="repeats its first call: make a new one"):
+    with pytest.raises(ValueError, match="with other numbers, shapes or objects: make a new one"):
         step(*given)
     policy.alpha = 0.25
     flatten(policy)

@@ -215,7 +215,7 @@ def run_job(job):
                 raise RuntimeError(f"none of {starts} attempts reached a checkpoint; to try again delete job.json")
             before = {"attempts": starts}
             for run in job.folder.glob("runs/*"):  # it has no checkpoint; nobody must take it for this job's run
-                run.rename(job.folder / f"abandoned_{run.name}")
+                run.rename(job.folder / f"abandoned_{starts}_{run.name}")
         log = job.folder / "log.txt"
         seconds = before.get("seconds", 0.0)
         if step == "resume" and before and before["returncode"] is None:  # a kill: count up to the last sign of life
