@@ -300,7 +300,7 @@ def test_a_run_without_a_checkpoint_begins_anew_and_is_put_aside():
     result = benchmark("--command", command, "--env-ids", "A-v0")
     assert result.returncode == 0 and "run     A-v0/fake/seed_1" in result.stdout
     assert curve("A-v0/fake/seed_1") == fake_curve(1, 3)  # of the one run in runs/
-    assert (dead.parent.parent / f"abandoned_1_{dead.name}" / "config.json").exists()
+    assert (dead.parent.parent / f"abandoned_0_{dead.name}" / "config.json").exists()
     assert job_json("A-v0/fake/seed_1")["attempts"] == 1
 
 
