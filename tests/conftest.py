@@ -104,7 +104,7 @@ class Count(gym.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
     observation_space, action_space = gym.spaces.Box(-9, 9999, (2,), np.float32), gym.spaces.Box(-1, 1, (1,))
-    episode, resets, t, steps, alive = -1, 0, 0, 0, Counter()
+    resets, t, steps, alive = 0, 0, 0, Counter()
 
     def __init__(self, kind="plain", raises=None, render_mode=None):
         self.kind, self.raises, self.render_mode, self.memory = kind, raises, render_mode, np.zeros(2)
@@ -152,7 +152,6 @@ class Count(gym.Env):
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
         self.world.t, self.resets = 0, self.resets + 1
-        self.episode = 0 if seed is not None else self.episode + 1
         return self.observation() if self.kind == "old reset" else (self.observation(), {})
 
     def step(self, action):
@@ -162,7 +161,7 @@ class Count(gym.Env):
         reward, ends = kinds.get(self.kind, (1.0, False))
         if self.raises is not None and self.steps == 30:
             raise self.raises()
-        success = {"is_success": self.episode % 4 == 0, "success": self.t == 1} if self.kind == "success" else {}
+        success = {"is_success": self.resets % 4 == 1, "success": self.t == 1} if self.kind == "success" else {}
         return (self.observation(), reward, ends, *([] if self.kind == "old step" else [False]), success)
 
     def render(self):

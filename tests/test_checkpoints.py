@@ -257,7 +257,7 @@ def spoil(path, how):
         torch.save(torch.zeros(len(torch.load(path, weights_only=True)), 9), path)
     else:
         state = torch.load(path, weights_only=True)
-        state.get("config", state.get("about"))["args"]["env_id"] = "Ant-v4"
+        state["about"]["args"]["env_id"] = "Ant-v4"
         torch.save(state, path)
 
 
@@ -325,15 +325,10 @@ def test_what_would_make_one_curve_of_two_runs_is_refused(ended, script, monkeyp
     for flag in changed.split():
         name = flag.replace("--no-", "--").partition("=")[0]
         assert_refused_untouched(script, ended, "--resume", ended, flag, words=[name, "must stay"])
-    more = "--resume", ended, "--total-timesteps"
-    done = torch.load(ended / "checkpoint.pt", weights_only=True)["step"]
-    assert_refused_untouched(script, ended, *more, done - 1, words=["--resume", done, done - 1])
-    with monkeypatch.context() as patch:
-        patch.setattr(mujoco, "__version__", "3.5.0")
-        assert_refused_untouched(script, ended, *more, 260, words=["--resume", "mujoco", "3.4.0", "3.5.0"])
-    monkeypatch.setattr(gym, "__version__", "0.1")
-    result = script(*more, 260)
+    monkeypatch.setattr(mujoco, "__version__", "3.5.0")
+    result = script("--resume", ended, "--total-timesteps", 260)
     assert result.returncode == 0 and "not bit for bit as before: versions were" in result.stdout
+    assert "mujoco 3.5.0 is not 3.4.0" in result.stdout
 
 
 def test_more_steps_lead_to_the_run_that_had_them_from_the_start(script, whole):
@@ -399,12 +394,12 @@ def test_best_and_last_model_play_as_they_were_evaluated(script, monkeypatch):
     for path, step in [(run_dir / "model_best.pt", best), (run_dir / "model.pt", 400), (run_dir, 400)]:
         result = script("--evaluate", path, "--eval-episodes", 3)
         assert result.returncode == 0, result.stderr
-        head, *episodes, last = result.stdout.splitlines()[-5:]
-        assert "Hopper-v4" in head and f" {step} steps" in head and "mujoco 3.4.0" in head
-        assert episodes[:2] == [f"episode {i}: {rows[step][i]:.1f}" for i in range(2)]
-        assert last.startswith("3 deterministic episodes: mean ")
-    sampled = script("--evaluate", run_dir, "--no-eval-deterministic").stdout.splitlines()
-    assert sampled[-3:-1] != episodes[:2] and sampled[-1].startswith("2 stochastic episodes")
+        assert f"Hopper-v4 after {step} steps" in result.stdout and "'mujoco': '3.4.0'" in result.stdout
+        episodes = f"episode 0: {rows[step][0]:.1f}\nepisode 1: {rows[step][1]:.1f}\nepisode 2:"
+        assert episodes in result.stdout and "3 deterministic episodes of Hopper-v4" in result.stdout
+    sampled = script("--evaluate", run_dir, "--no-eval-deterministic").stdout
+    assert "2 stochastic episodes of Hopper-v4" in sampled
+    assert f"episode 0: {rows[step][0]:.1f}" not in sampled
     monkeypatch.setattr(mujoco, "__version__", "3.5.0")
     said = script("--evaluate", run_dir).stdout
     assert "3.4.0" in said and "3.5.0" in said

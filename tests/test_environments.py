@@ -40,7 +40,7 @@ def table(run_dir, name="evaluations.csv"):
 # One process, one environment
 
 
-@pytest.mark.parametrize("kind", ["plain", "memory", "list of integers at reset", "row", "tensor", "array reward"])
+@pytest.mark.parametrize("kind", ["plain", "memory", "list of integers at reset", "tensor", "array reward"])
 @pytest.mark.filterwarnings("ignore")
 def test_however_an_environment_returns_its_numbers_they_are_stored_as_they_were(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -54,10 +54,11 @@ def test_however_an_environment_returns_its_numbers_they_are_stored_as_they_were
 @pytest.mark.parametrize(
     "kind, words",
     [
-        ("short", ["cannot reshape"]),
+        ("short", ["observations are not in"]),
+        ("row", ["dimension"]),
         ("old reset", ["must work here"]),
         ("old step", ["must work here"]),
-        ("no flag", ["NoneType"]),
+        ("no flag", ["must work here"]),
         ("constructor", ["OSError('the data set is missing')"]),
         ("quits", ["SystemExit"]),
         ("dict", ["1-D Box", "MY_MODULE.py", "FlattenObservation"]),
@@ -145,15 +146,15 @@ def test_one_instance_is_enough_without_evaluations(script):
 
 
 def test_successes_are_logged_and_counted(script):
-    """Every fourth episode of training succeeds, and `is_success` comes before `success`; a seed makes it episode 0."""
+    """Every fourth episode of an instance succeeds, and `is_success` comes before `success`."""
     result = script("--env-id", count("success"), *SHORT)
     assert result.returncode == 0, result.stderr
     (run_dir,) = Path("runs").iterdir()
     logs = EventAccumulator(str(run_dir)).Reload()
     rates = [event.value for event in logs.Scalars("charts/success_rate")]
     assert rates == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 2 / 5, 2 / 6, 2 / 7, 2 / 8])  # of the last 100 episodes
-    assert [event.value for event in logs.Scalars("eval/success_rate")] == [1.0, 1.0]
-    assert [row["success_rate"] for row in table(run_dir)] == ["1.0", "1.0"]
+    assert [event.value for event in logs.Scalars("eval/success_rate")] == [1.0, 0.0]
+    assert [row["success_rate"] for row in table(run_dir)] == ["1.0", "0.0"]
     assert script("--evaluate", run_dir).stdout.strip().endswith("success rate 1.00")
     assert Count.alive.total() == 0  # closed
 
