@@ -5,9 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 results=benchmark/results
 
-plot() { # FOLDER/NAME OPTIONS...: without the curves over hours, for these runs were paused now and then
+plot() { # FOLDER/NAME OPTIONS...
   python benchmark/tools/plot.py --output "$results/$1" "${@:2}"
-  rm -f "$results/$1"_hours.*
 }
 
 plot fig3_mujoco --runs $results/*-v4 --env-ids Hopper-v4 HalfCheetah-v4 Walker2d-v4 Ant-v4 Humanoid-v4 --systems meow \

@@ -1,12 +1,6 @@
-"""Draws runs: one panel per environment, one colour per system, and in black the paper's curves of the same systems.
+"""Draws runs: a panel per environment, a colour per system, and the paper's curves in black.
 
-    pip install -r requirements.txt -r benchmark/requirements.txt
-    python benchmark/tools/plot.py --runs benchmark/results/Hopper-v4 --output benchmark/results/Hopper-v4/curve
     python benchmark/tools/plot.py --runs runs/benchmark/paper --env-ids Hopper-v4 Ant-v4 --systems meow sac --output a
-    python benchmark/tools/plot.py --runs runs/benchmark/paper --systems meow_affine meow_affine_no_lrs --output fig1 \
-        --key flow/log_det_nonlinear flow/log_det_linear
-
-Writes OUTPUT.png and .svg (over steps), and OUTPUT_hours.png and .svg (over wall-clock time) where runs have times.
 
 A system is a run's --exp-name, a repetition its --seed; a folder named NAME_seed_N directly above config.json is seed N
 of the system NAME instead. Thin lines are returns as they were evaluated. Thick ones are smoothed as the paper's are:
@@ -15,7 +9,6 @@ lowest seed to the highest; of fewer seeds a line each. Runs that do not compare
 Lines and files that are damaged are named and left out.
 """
 
-import csv
 import functools
 import itertools
 import json
@@ -23,43 +16,42 @@ import math
 import re
 import sys
 import textwrap
-from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import tyro
-from matplotlib.lines import Line2D
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-RETURN = "eval/episodic_return"  # the key that is read from evaluations.csv or returns.csv, without TensorBoard
-ENV_STEPS, VECTOR_STEPS = "environment steps", "vector steps"
+RETURN = "eval/episodic_return"  # the key that is read from evaluations.csv or returns.csv
+INFERENCE = {True: "deterministic", False: "stochastic"}
+LOGS = "events.out.tfevents.*"  # TensorBoard's files in a run's folder, for the other keys
 PAPER = Path(__file__).parents[1] / "paper"  # curves of 5 seeds, read off the pictures and smoothed there
 PEERS = Path(__file__).parents[1] / "peers" / "mujoco.csv"  # means of raw results that other people publish
-# Steps where the reading took the line's sample in the picture's legend for the curve: flat, far from both sides.
-MISREAD = {("Ant", "MEow"): (590_000, 650_000), ("Ant", "SAC"): (590_000, 650_000)}
-# Where the curve lies under others it was read as one low constant, with jumps of 2,000 where it shows.
-MISREAD |= {("Humanoid-v4", "TD3"): (700_000, 5_000_000)}
+MISREAD = [
+    ("Ant", "MEow", 590_000, 650_000),  # the line's sample in the picture's legend was read instead
+    ("Ant", "SAC", 590_000, 650_000),
+    ("Humanoid-v4", "TD3", 700_000, 5_000_000),  # the curve lies under others
+]
 PAPER_NAMES = {"meow": "MEow", "meow_continuous_action": "MEow", "meow_isaacgym": "MEow"}
-PAPER_NAMES |= {name.lower(): name for name in ("SAC", "TD3", "DDPG", "PPO", "SQL")}
-
-# Okabe and Ito's colours without black, which is the paper's, and yellow.
-COLORS = ("#0072B2", "#E69F00", "#D55E00", "#56B4E9", "#009E73", "#CC79A7")
-DASHES = {"MEow": (4, 2), "SAC": (1, 1), "TD3": (4, 1, 1, 1), "DDPG": (8, 2), "PPO": (2, 3), "SQL": (8, 1, 1, 1, 1, 1)}
+PAPER_NAMES |= {"sac": "SAC", "td3": "TD3", "ddpg": "DDPG", "ppo": "PPO", "sql": "SQL"}
 SMOOTHING = 0.6  # the weight of the paper's exponential average, estimated from how its curves recover from dips
+# Okabe and Ito's colours without black, which is the paper's, and yellow
+COLORS = ["#0072B2", "#E69F00", "#D55E00", "#56B4E9", "#009E73", "#CC79A7"]
+DASHES = {"MEow": (4, 2), "SAC": (1, 1), "TD3": (4, 1, 1, 1), "DDPG": (8, 2), "PPO": (2, 3), "SQL": (8, 1, 1, 1, 1, 1)}
+PEER_LINES = {"SAC": "-", "SimbaV2": "-.", "FlashSAC": ":"}
 LABELS = {
     RETURN: "undiscounted return",
     "charts/episodic_return": "return of training episodes",
     "flow/log_det_nonlinear": r"$\log_{10} \prod_{i \in S_n} |\det J_i|$",
     "flow/log_det_linear": r"$\log_{10} \prod_{i \in S_l} |\det J_i|$",
 }
-
-
-plt.rcParams |= {"font.size": 12, "svg.hashsalt": "meow"}  # the salt: the same runs give the same file
+matplotlib.rcParams |= {"font.size": 12, "legend.fontsize": 11, "legend.title_fontsize": 11, "legend.handlelength": 2.5}
+matplotlib.rcParams["legend.frameon"] = False
+matplotlib.rcParams["svg.hashsalt"] = "meow"  # the same runs give the same file
 
 
 class UsageError(ValueError):
@@ -71,463 +63,333 @@ class Inputs:
     """What to read: the flags that plot.py and report.py share."""
 
     runs: tuple[Path, ...] = ()
-    """folders, searched at any depth for runs: a config.json beside an evaluations.csv or returns.csv"""
+    """folders, searched at any depth for a config.json beside an evaluations.csv or returns.csv"""
     env_ids: tuple[str, ...] = ()
     """environments or tasks to take, in this order (none: all)"""
     systems: tuple[str, ...] = ()
     """systems to take, in this order (none: all)"""
-    max_steps: int | None = None
-    """leave out what came after this step, so that a longer run stands beside shorter ones as one of their length"""
+    max_steps: float = math.inf
+    """leave out what came after this step, so that a long run stands beside shorter ones"""
 
 
 @dataclass(kw_only=True)
 class Args(Inputs):
     output: Path
-    """the pictures to write, without suffix"""
+    """the pictures to write, OUTPUT.png and OUTPUT.svg"""
     key: tuple[str, ...] = (RETURN,)
-    """what to draw, a panel each: other keys are read from the run's TensorBoard logs, or else its scalars.csv"""
-    every: int | None = None
-    """keys other than the return are averaged over so many steps (None: those between two evaluations of the run)"""
+    """what to draw, a panel each (others than the return are read from logs or scalars.csv, and averaged)"""
     peers: tuple[str, ...] = ()
-    """other people's algorithms to draw beside the return, among those of benchmark/peers/mujoco.csv"""
+    """other people's algorithms to draw beside the return, of benchmark/peers/mujoco.csv"""
     export_scalars: bool = False
-    """write these averages to scalars.csv in each folder with TensorBoard logs, small enough to be committed"""
+    """write these averages to scalars.csv in each folder with logs, small enough to be committed"""
 
 
-@dataclass
-class Run:
-    """One curve. steps, seconds (NaN where unknown) and returns are arrays (T,), by rising step."""
-
-    env: str
-    system: str
-    seed: int
-    steps: np.ndarray
-    seconds: np.ndarray
-    returns: np.ndarray  # mean over the episodes of an evaluation, or the values of another key
-    config: dict  # config.json
-    path: Path
-    unit: str  # of the steps
-    averaged: str  # what a return is the mean of
-
-    @property
-    def paper_name(self):
-        """The paper's name of this system, or None: by --exp-name, whatever the folder is called."""
-        return PAPER_NAMES.get(self.config.get("args", {}).get("exp_name", self.system))
-
-    @property
-    def mujoco(self):
-        """MuJoCo's version, or None if the run has none or it is not known."""
-        return self.config.get("versions", {}).get("mujoco")
-
-    @property
-    def eval_episodes(self):
-        """Episodes of an evaluation; None if that is not known or, in a parallel task, there was none."""
-        return self.config.get("args", {}).get("eval_episodes") if self.unit == ENV_STEPS else None
-
-    @property
-    def inference(self):
-        """How the evaluation acted: deterministic or stochastic; None if that is not known or, as above, none was."""
-        deterministic = self.config.get("args", {}).get("eval_deterministic") if self.unit == ENV_STEPS else None
-        return {True: "deterministic", False: "stochastic"}.get(deterministic)
+def say_left_out(text):
+    print(f"left out, {text}", file=sys.stderr)
 
 
-@functools.cache
-def say_damaged(text):
-    """Says on stderr, once, what is left out because it is damaged."""
-    print(f"left out, damaged: {text}", file=sys.stderr)
-
-
-def read_csv(path, columns):
-    """The rows of a CSV file as tuples, without those that are damaged. columns: {name: function of a cell's text}."""
-    with open(path, errors="replace") as file:
-        names, *lines = [*csv.reader([file.readline()]), *file]
-    if not columns.keys() <= set(names):
-        say_damaged(f"{path}, line 1: it must have the columns {', '.join(columns)}")
-        return []
-    rows, errors = [], []
+def read_table(path, columns):
+    """Columns of a CSV file, {name: type}. Names damaged lines, which `pd.read_csv` does not."""
+    with path.open(errors="replace") as file:
+        names = file.readline().strip().split(",")
+        lines = file.readlines()
+    if not set(columns) <= set(names):
+        say_left_out(f"damaged: {path}, line 1: it must have the columns {', '.join(columns)}")
+        lines = []
+    rows = []
     for number, line in enumerate(lines, start=2):
         try:
-            (cells,) = csv.reader([line])
-            if len(cells) != len(names) or not line.endswith(("\n", '"')):  # a cut number looks like a whole one
-                raise ValueError("it is cut off, or has other cells than line 1")
-            cells = dict(zip(names, cells, strict=True))
-            rows.append(tuple(convert(cells[name]) for name, convert in columns.items()))
-        except (csv.Error, ValueError) as error:
-            errors.append(f"{path}, line {number}: {error}")
-    if errors:
-        say_damaged(errors[0] + f", and {len(errors) - 1} more lines" * (len(errors) > 1))
-    return rows
-
-
-def load_run(folder):
-    """The Run in a folder, None if its config.json is damaged."""
-    has_evaluations = (folder / "evaluations.csv").exists()
-    table = folder / ("evaluations.csv" if has_evaluations else "returns.csv")
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        args = config["args"]
-        parallel = "task" in args
-        env = args["task"] if parallel else args["env_id"]
-        named = re.fullmatch(r"(.+)_seed_(\d+)", folder.resolve().name)
-        system, seed = (named[1], int(named[2])) if named else (args["exp_name"], args["seed"])
-        mean_of = f"{args['eval_episodes']} episodes" if has_evaluations else "last 100 training episodes"
-    except (KeyError, TypeError, ValueError) as error:
-        say_damaged(f"{folder}/config.json: {error!r}")
-        return None
-    rows = read_csv(table, dict.fromkeys(("step", "seconds", "mean"), float))
-    rows = {step: (seconds, mean) for step, seconds, mean in rows}
-    # a parallel task has no mean (NaN) until its first episodes end
-    points = np.array([(step, *row) for step, row in sorted(rows.items()) if math.isfinite(row[1])]).reshape(-1, 3)
-    unit = VECTOR_STEPS if parallel else ENV_STEPS
-    return Run(env.rpartition(":")[2], system, seed, *points.T, config, folder, unit, mean_of)
+            if not line.endswith("\n"):
+                raise ValueError("it is cut off: its last number may look whole and be wrong")
+            cells = dict(zip(names, line.split(","), strict=True))
+            rows.append([kind(cells[name]) for name, kind in columns.items()])
+        except ValueError as error:
+            say_left_out(f"damaged: {path}, line {number}: {error}")
+    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
 
 
 @functools.cache
 def read_scalars(folder):
-    """{key: [(step, value), ...]} from a folder's TensorBoard logs, or else from its scalars.csv, or else empty."""
-    if any(folder.glob("events.out.tfevents.*")):
-        # imported here: it takes seconds, and returns are drawn without it
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-        from tensorboard.compat.tensorflow_stub import errors, pywrap_tensorflow
+    """A table (step, key, value) of a run's logs, or else of its scalars.csv, or else empty."""
+    columns = {"step": int, "key": str, "value": float}
+    logs = sorted(folder.glob(LOGS))
+    table = folder / "scalars.csv"
+    if table.exists() and not logs:
+        return read_table(table, columns)
+    # imported here: it takes seconds, and returns are drawn without it
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.compat.tensorflow_stub import errors, pywrap_tensorflow
 
-        # the accumulator leaves a file at its first damaged record and does not say so
-        for path in folder.glob("events.out.tfevents.*"):
-            reader = pywrap_tensorflow.PyRecordReader_New(str(path))
-            for record in itertools.count(1):
-                try:
-                    reader.GetNext()
-                except errors.OutOfRangeError:
-                    break
-                except errors.DataLossError as error:
-                    say_damaged(f"{path}, from record {record} on: {error.message}")
-                    break
-        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0: all points, not a random sample
-        events.Reload()
-        return {key: [(e.step, e.value) for e in events.Scalars(key)] for key in events.Tags()["scalars"]}
-    scalars = defaultdict(list)
-    if (folder / "scalars.csv").exists():
-        for key, *point in read_csv(folder / "scalars.csv", {"key": str, "step": float, "value": float}):
-            scalars[key].append(tuple(point))
-    return scalars
-
-
-def with_means(run, points, every):
-    """The run with, in place of its returns, the means of [(step, value), ...] over bins of `every` steps.
-
-    Bins, because seeds log some keys at different steps. None: the steps between two evaluations of the run. A mean
-    stands at the middle of its bin, so that averaging again changes nothing.
-    """
-    settings = run.config.get("args", {})
-    every = every or settings.get("eval_frequency") or settings.get("log_frequency") or 10_000
-    bins = defaultdict(list)
-    for step, value in points:
-        if math.isfinite(value):
-            bins[step // every].append(value)
-    steps = (np.array(sorted(bins)) + 0.5) * every
-    means = np.array([np.mean(bins[number]) for number in sorted(bins)])
-    return replace(run, steps=steps, returns=means, seconds=steps * np.nan, averaged=f"means over {every:,} steps")
+    rows = []
+    for path in logs:
+        reader = pywrap_tensorflow.PyRecordReader_New(str(path))
+        try:
+            while True:
+                reader.GetNext()
+                event = Event.FromString(reader.record())
+                if event.session_log.status == SessionLog.START:
+                    # a run that resumes logs again what came after its checkpoint
+                    rows = [row for row in rows if row[0] < event.step]
+                for scalar in event.summary.value:
+                    rows.append([event.step, scalar.tag, scalar.simple_value])
+        except errors.OutOfRangeError:
+            continue  # the file's end
+        except errors.DataLossError as error:
+            say_left_out(f"damaged: the rest of a log, {error.message}")
+    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
 
 
-def up_to(run, max_steps):
-    """The run without its points after a step."""
-    kept = run.steps <= max_steps
-    return replace(run, steps=run.steps[kept], seconds=run.seconds[kept], returns=run.returns[kept])
+def read_config(table):
+    """What the config.json beside a table of returns tells of the run; None if it is damaged."""
+    path = table.with_name("config.json")
+    evaluated = table.name == "evaluations.csv"
+    try:
+        config = json.loads(path.read_text())
+        args = config["args"]
+        parallel = "task" in args
+        run = {
+            "table": table,
+            "env": args["task" if parallel else "env_id"].rpartition(":")[2],
+            "system": args["exp_name"],
+            "seed": args["seed"],
+            "paper": PAPER_NAMES.get(args["exp_name"]),
+            "unit": "vector steps" if parallel else "environment steps",
+            "every": args["log_frequency" if parallel else "eval_frequency"],
+            "average": f"{args['eval_episodes']} episodes" if evaluated else "last 100 training episodes",
+            "inference": INFERENCE[args["eval_deterministic"]] if evaluated else None,
+            "mujoco": config["versions"].get("mujoco"),
+        }
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        say_left_out(f"damaged: {path}: {error!r}")
+        return None
+    named = re.fullmatch(r"(.+)_seed_(\d+)", path.resolve().parent.name)
+    if named:
+        run["system"], run["seed"] = named[1], int(named[2])
+    return run
 
 
-def load_runs(args, key=RETURN, every=None):
-    """The list of Runs that args (Inputs) names, with the values of `key`, by environment, system and seed.
-
-    Raises UsageError if there are none or they do not compare. Says on stderr which runs have no point yet.
-    """
-    if not args.runs:
-        raise UsageError("--runs must be given")
-    if args.max_steps is not None and args.max_steps < 1:
-        raise UsageError(f"--max-steps must be an integer of at least 1, got {args.max_steps}")
-    folders = {}
+def find_runs(args):
+    """A table of the runs that args (Inputs) names, a row each, by environment, system and seed."""
+    rows = {}
     for root in args.runs:
-        found = [path.parent for path in sorted(root.rglob("config.json"))]
-        found = [path for path in found if (path / "evaluations.csv").exists() or (path / "returns.csv").exists()]
-        # run.py renames a run that died before its first checkpoint, and starts again
-        found = [path for path in found if not path.name.startswith("abandoned_")]
-        if not found:
-            raise UsageError(f"--runs {root} must contain a config.json beside an evaluations.csv or returns.csv")
-        folders |= {folder.resolve(): folder for folder in found}  # folders that overlap are no second run
-    runs = [run for folder in folders.values() if (run := load_run(folder))]
-    runs.sort(key=lambda run: (run.env, run.system, run.seed))
-    for flag, names, field in (("--systems", args.systems, "system"), ("--env-ids", args.env_ids, "env")):
-        groups = grouped(runs, field)
-        for name in names:
-            if name not in groups:
-                raise UsageError(f"{flag} must be among those of the runs ({', '.join(groups)}), got {name}")
-        runs = [run for name in names or groups for run in groups[name]]
+        tables = [*root.rglob("evaluations.csv"), *root.rglob("returns.csv")]
+        if not tables:
+            raise UsageError(f"--runs {root} must contain an evaluations.csv or returns.csv")
+        for table in tables:
+            # run.py renames a run that died before its first checkpoint, and starts again
+            if not table.parent.name.startswith("abandoned_"):
+                rows[table.resolve()] = read_config(table)  # folders that overlap are no second run
+    rows = [row for row in rows.values() if row is not None]
+    if not rows:
+        raise UsageError("--runs must be given, with at least one config.json that is not damaged")
+    runs = pd.DataFrame(rows).sort_values(["env", "system", "seed"])
+    runs = choose(runs, "system", args.systems, "--systems")
+    runs = choose(runs, "env", args.env_ids, "--env-ids")
     check_comparable(runs)
-    if key != RETURN:  # only now: a run's logs are large
-        runs = [with_means(run, read_scalars(run.path).get(key, []), every) for run in runs]
-    if args.max_steps is not None:
-        runs = [up_to(run, args.max_steps) for run in runs]
-    for run in runs:
-        if not len(run.steps):
-            print(f"left out, no point of {key} yet: {run.path}", file=sys.stderr)
-    runs = [run for run in runs if len(run.steps)]
-    if not runs:
-        raise UsageError(f"--runs must have at least one point of {key}")
     return runs
+
+
+def choose(table, column, names, flag):
+    """The rows with these names in a column, in the order of the names; without names all."""
+    known = table[column].unique()
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{flag} must be among {', '.join(known)}, got {name}")
+    return pd.concat([table[table[column] == name] for name in names or known])
 
 
 def check_comparable(runs):
     """Raises UsageError for runs that must not stand in one figure or table. What is not known is skipped.
-
-    MuJoCo's version must be one, because its contacts, and so the returns, changed between versions; in one environment
-    the unit of steps and the episodes of an evaluation; under one name of a system the kind of inference (two systems
-    may differ in it: Fig. 7). An environment, system and seed must be there once.
+    Returns changed between MuJoCo's versions, with the contacts. Two systems may differ in their inference (Fig. 7).
     """
-    seen = {}
-    for run in runs:
-        where = (run.env, run.system, run.seed)
-        if where in seen:
-            raise UsageError(f"--runs must have {' '.join(map(str, where))} once, got {seen[where]} and {run.path}")
-        seen[where] = run.path
-        for what, value in [
-            ("one mujoco version", run.mujoco),
-            (f"one unit of steps in {run.env}", run.unit),
-            (f"one eval_episodes in {run.env}", run.eval_episodes),
-            (f"one eval_deterministic under the name {run.system}", run.inference),
-        ]:
-            if value is None:
-                continue
-            other, path = seen.setdefault(what, (value, run.path))
-            if other != value:
-                raise UsageError(f"--runs must share {what}, got {other} in {path} and {value} in {run.path}")
+    runs = runs.assign(figure="one figure", name=runs.env + " " + runs.system + " " + runs.seed.astype(str))
+    for column, group in ("mujoco", "figure"), ("average", "env"), ("inference", "system"), ("table", "name"):
+        for name, own in runs.dropna(subset=column).groupby(group):
+            differ = own.drop_duplicates(column)
+            if len(differ) > 1:
+                first, second, *_ = differ[column].astype(str) + " in " + differ.table.astype(str)
+                raise UsageError(f"--runs must have one {column} in {name}, got {first} and {second}")
 
 
-def grouped(runs, *fields):
-    """{value of the field, or tuple of them: [Run, ...]}, in the order of the runs."""
-    groups = defaultdict(list)
-    for run in runs:
-        values = tuple(getattr(run, field) for field in fields)
-        groups[values if len(fields) > 1 else values[0]].append(run)
-    return dict(groups)
+def load_points(args, keys=(RETURN,)):
+    """A table of all points (step, value, key and the columns of their run) of the runs that args (Inputs) names."""
+    tables = []
+    for key, run in itertools.product(keys, find_runs(args).to_dict("records")):
+        if key == RETURN:
+            points = read_table(run["table"], {"step": int, "mean": float})
+            points = points.rename(columns={"mean": "value"}).drop_duplicates("step", keep="last")
+        else:
+            every = run["every"]
+            run = run | {"average": f"means over {every:,} steps"}
+            points = read_scalars(run["table"].parent)
+            points = points[(points.key == key) & np.isfinite(points.value)]
+            # over bins, because seeds log some keys at different steps
+            points = points.groupby(points.step // every * every + every // 2).value.mean().reset_index()
+        # a parallel task has no mean until its first episodes end
+        points = points[np.isfinite(points.value) & (points.step <= args.max_steps)]
+        if points.empty:
+            say_left_out(f"no point of {key} yet: {run['table'].parent}")
+        tables.append(points.assign(key=key, **run))
+    points = pd.concat(tables, ignore_index=True)
+    if points.empty:
+        raise UsageError(f"--runs must have a point of {' or '.join(keys)} up to --max-steps {args.max_steps:g}")
+    return points
 
 
-def count_seeds(n):
-    """'1 seed', '5 seeds'."""
-    return f"{n} seed{'s' * (n != 1)}"
-
-
-def on_common_steps(runs):
-    """The T steps that all n runs have: steps (T,), returns (n, T), seconds (n, T)."""
-    steps = np.array(sorted(set.intersection(*(set(run.steps) for run in runs))))
-    places = [np.searchsorted(run.steps, steps) for run in runs]
-    returns = np.stack([run.returns[place] for run, place in zip(runs, places, strict=True)])
-    return steps, returns, np.stack([run.seconds[place] for run, place in zip(runs, places, strict=True)])
-
-
-def smoothed(values, weight=SMOOTHING):
-    """The exponential average of values (T,), as TensorBoard's: what came k points before has weight ** k."""
-    weights = weight ** np.arange(len(values))
-    return np.convolve(values, weights)[: len(values)] / np.cumsum(weights)
+def on_common_steps(points):
+    """The values at the steps that all runs have: a row per step, a column per run."""
+    return points.pivot(index="step", columns="table", values="value").dropna()
 
 
 @functools.cache
 def paper_curves():
-    """{(env, algorithm): array (4, T)} of steps, mean returns and the 95% band around them (NaN where it was not read).
-
-    Without the points that were not read off the picture.
-    """
-    points = defaultdict(list)
-    for path in sorted(PAPER.glob("*.csv")):
-        for row in csv.DictReader(path.read_text().splitlines()):
-            name = row["env"], row["algorithm"]
-            point = [float(row.get(column) or "nan") for column in ("step", "return", "low", "high")]
-            first, last = MISREAD.get(name, (math.inf, 0))
-            if not math.isnan(point[1]) and not first <= point[0] <= last:
-                points[name].append(point)
-    return {name: np.array(sorted(curve)).T for name, curve in points.items()}
+    """A table of the paper's curves, without what was misread or not read at all."""
+    curves = pd.concat(map(pd.read_csv, sorted(PAPER.glob("*.csv"))))
+    for env, algorithm, first, last in MISREAD:
+        curve = (curves.env == env) & (curves.algorithm == algorithm)
+        curves = curves[~(curve & curves.step.between(first, last))]
+    return curves.dropna(subset="return")
 
 
-@functools.cache
-def peer_curves():
-    """{(env, algorithm): (number of seeds, steps (T,), mean returns (T,))} of other people's runs."""
-    points = defaultdict(list)
-    for row in csv.DictReader(PEERS.read_text().splitlines()):
-        points[row["env"], row["algorithm"]].append([float(row[column]) for column in ("seeds", "step", "return")])
-    return {name: (int(curve[0][0]), *np.array(curve).T[1:]) for name, curve in points.items()}
-
-
-def draw_system(axes, runs, color, weight, in_hours):
-    """One system's runs in one panel. Returns the ends of two seeds' lines, for `name_ends`."""
-
-    def x_axis(steps, seconds):
-        return seconds / 3600 if in_hours else steps
-
-    for run in runs:
-        axes.plot(x_axis(run.steps, run.seconds), run.returns, color=color, linewidth=0.6, alpha=0.45)
-    runs = [replace(run, returns=smoothed(run.returns, weight)) for run in runs]
-    groups = [runs] if len(runs) >= 3 else [[run] for run in runs]
-    for line, group in zip(("-", ":"), groups, strict=False):
-        steps, returns, seconds = on_common_steps(group)
-        x = x_axis(steps, seconds.mean(axis=0))
-        axes.plot(x, returns.mean(axis=0), color=color, linewidth=2, linestyle=line)
-        if len(group) > 1:
-            axes.fill_between(x, returns.min(axis=0), returns.max(axis=0), color=color, alpha=0.2, linewidth=0)
-    if len(runs) != 2:
-        return []
-    return [(run.returns[-1], x_axis(run.steps, run.seconds)[-1], f"seed {run.seed}", color) for run in runs]
-
-
-def draw_paper(axes, env, runs):
-    """The paper's curves of the runs' systems, as far as the runs go. Returns {label: handle for the legend}."""
-    handles = {}
-    for name in grouped(runs, "paper_name"):
-        if (env, name) in paper_curves():
-            style = {"color": "black", "linestyle": (0, DASHES[name]), "linewidth": 1.4}
-            curve = paper_curves()[env, name]
-            steps, means, low, high = curve[:, curve[0] <= 1.02 * max(run.steps[-1] for run in runs)]
-            axes.plot(steps, means, **style)
-            axes.fill_between(steps, low, high, color="black", alpha=0.12, linewidth=0)
-            label = f"the paper's {name} (5 seeds)"
-            handles[label] = Line2D([], [], label=label, **style)
-    return handles
-
-
-def draw_peers(axes, env, peers, last):
-    """Thin grey lines up to the last step. Returns their ends, for `name_ends`."""
+def draw_system(axes, points, color, label):
+    """One system's runs in one panel. Returns the ends of two seeds' lines."""
+    for _, run in points.groupby("seed"):
+        axes.plot(run.step, run.value, color=color, linewidth=0.6, alpha=0.45)
+    if RETURN in set(points.key):
+        # as TensorBoard's: what came k points before has weight SMOOTHING ** k
+        smooth = points.groupby("seed").value.transform(lambda values: values.ewm(alpha=1 - SMOOTHING).mean())
+        points = points.assign(value=smooth)
+    style = {"color": color, "linewidth": 2}
     ends = []
-    for name, line in zip(peers, itertools.cycle(("-", "-.", ":"))):
-        if (env, name) in peer_curves():
-            _, steps, returns = peer_curves()[env, name]
-            steps = steps[steps <= last]
-            axes.plot(steps, returns[: len(steps)], color="0.45", linewidth=1, linestyle=line)
-            ends.append((returns[len(steps) - 1], steps[-1], name, "0.3"))
+    if points.seed.nunique() == 2:
+        for line, (seed, run) in zip("-:", points.groupby("seed"), strict=True):
+            axes.plot(run.step, run.value, label=label, linestyle=line, **style)
+            ends.append((run.value.iloc[-1], run.step.iloc[-1], f"seed {seed}", color))
+            label = None  # the legend has one line per system
+        return ends
+    values = on_common_steps(points)
+    axes.plot(values.index, values.mean(axis=1), label=label, **style)
+    if len(values.columns) > 2:
+        band = {"color": color, "alpha": 0.2, "linewidth": 0}
+        axes.fill_between(values.index, values.min(axis=1), values.max(axis=1), **band)
     return ends
 
 
-def name_ends(axes, ends):
-    """Writes each text of (y, x, text, color) right of its line's end, or above that where another text stands."""
+def draw_panel(axes, points, colors, labels, peers):
+    """One key in one environment: the systems, the paper's curves of them, and other people's."""
+    env = points.env.iloc[0]
+    last = 1.02 * points.step.max()
+    ends = []  # (y, x, text, color)
+    for system, own in points.groupby("system", sort=False):
+        ends += draw_system(axes, own, colors[system], labels[system])
+    if RETURN in set(points.key):
+        curves = paper_curves()
+        curves = curves[(curves.env == env) & (curves.step <= last) & curves.algorithm.isin(points.paper)]
+        for name, curve in curves.groupby("algorithm"):
+            style = {"linestyle": (0, DASHES[name]), "label": f"the paper's {name} (5 seeds)"}
+            axes.plot(curve.step, curve["return"], color="black", linewidth=1.4, **style)
+            axes.fill_between(curve.step, curve.low, curve.high, color="black", alpha=0.12, linewidth=0)
+        peers = peers[(peers.env == env) & (peers.step <= last)]
+        for name, curve in peers.groupby("algorithm", sort=False):
+            axes.plot(curve.step, curve["return"], PEER_LINES[name], color="0.45", linewidth=1)
+            ends.append((curve["return"].iloc[-1], curve.step.iloc[-1], name, "0.3"))
+    axes.set(title=env, xlabel=points.unit.iloc[0], xlim=(0, last))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
+    axes.grid(alpha=0.3)
+    # each text stands right of its line's end, or above that where another text stands
     low, high = axes.get_ylim()
     free = low
+    style = {"textcoords": "offset points", "va": "center", "fontsize": 10.5}
     for y, x, text, color in sorted(ends):
         y = max(y, free)
         free = y + 0.075 * (high - low)
-        place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-        axes.annotate(text, (x, y), color=color, fontsize=10.5, **place)
+        axes.annotate(text, (x, y), (4, 0), color=color, annotation_clip=False, **style)
 
 
-def draw_panel(axes, env, key, runs, colors, peers, in_hours):
-    """All systems' runs in one environment, the paper's curves of them and peers'. Returns the paper's handles."""
-    ends, handles = [], {}
-    for system, own in grouped(runs, "system").items():
-        ends += draw_system(axes, own, colors[system], SMOOTHING if key == RETURN else 0, in_hours)
-    last = 1.02 * max(run.steps[-1] for run in runs)
-    if key == RETURN and not in_hours:
-        handles = draw_paper(axes, env, runs)
-        ends += draw_peers(axes, env, peers, last)
-    axes.set_title(env)
-    axes.set_xlabel("wall-clock hours" if in_hours else runs[0].unit)
-    axes.set_xlim(0, None if in_hours else last)
-    if not in_hours:
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
-    axes.grid(alpha=0.3)
-    name_ends(axes, ends)
-    return handles
+def label_of(system, points):
+    """A system's text in the legend, such as 'meow (1-3 seeds)'."""
+    own = points[points.system == system]
+    numbers = own.groupby("env").seed.nunique()
+    text = f"{numbers.max()} seeds"
+    if numbers.max() == 1:
+        text = "1 seed"
+    elif numbers.min() < numbers.max():
+        text = f"{numbers.min()}-{text}"
+    if "stochastic" in set(own.inference):
+        text += ", stochastic"
+    name = system if points.system.nunique() > 1 else "this code"
+    return f"{name} ({text})"
 
 
-def system_handles(runs, systems, colors):
-    """A line of the legend for each system."""
-    handles = []
-    for system, own in sorted(grouped(runs, "system").items(), key=lambda item: systems.index(item[0])):
-        numbers = sorted({len(grouped(some, "seed")) for some in grouped(own, "env").values()})
-        seeds = f"{numbers[0]}-{numbers[-1]} seeds" if numbers[1:] else count_seeds(numbers[0])
-        sampled = ", stochastic" if own[0].inference == "stochastic" else ""
-        name = system if len(systems) > 1 else "this code"
-        handles.append(Line2D([], [], label=f"{name} ({seeds}{sampled})", color=colors[system], linewidth=2))
-    return handles
-
-
-def notes_on(runs, smooth, papers, peers):
+def notes_on(points, papers, peers):
     """What a figure has to say once: what its runs share, and how it draws them."""
-    about = sorted({f"mujoco {run.mujoco}" for run in runs if run.mujoco}) + sorted({run.averaged for run in runs})
-    inferences = {run.inference for run in runs} - {None}
-    about += inferences if len(inferences) == 1 else ()
-    lines = [", ".join(about)] + ["thick: smoothed, thin: not smoothed"] * smooth
-    if max(len(grouped(own, "seed")) for own in grouped(runs, "env", "system").values()) > 2:
+    about = [f"mujoco {version}" for version in points.mujoco.dropna().unique()]
+    about += sorted(points.average.unique())
+    inferences = points.inference.dropna().unique()
+    if len(inferences) == 1:
+        about += list(inferences)
+    lines = [", ".join(about)]
+    if RETURN in set(points.key):
+        lines.append("thick: smoothed, thin: not smoothed")
+    if points.groupby(["env", "system"]).seed.nunique().max() > 2:
         lines.append("3 seeds or more: mean, lowest to highest")
-    lines += ["the paper's: mean, 95% band"] * papers
-    seeds = {name: number for (_, name), (number, *_) in peer_curves().items()}
-    others = ", ".join(f"{name} {seeds[name]}" for name in peers)
-    return lines + [f"grey: others' means ({others} seeds)"] * bool(peers)
+    if papers:
+        lines.append("the paper's: mean, 95% band")
+    if not peers.empty:
+        seeds = (peers.algorithm + " " + peers.seeds.astype(str)).unique()
+        lines.append(f"grey: others' means ({', '.join(seeds)} seeds)")
+    return lines
 
 
-def draw(panels, systems, peers, path, in_hours=False):
-    """Writes path.png and path.svg. panels: {(env, key): [Run, ...]}; systems: those of the runs, in their order."""
-    keys = {key for _, key in panels}
+def draw(points, systems, peers, path):
+    """Writes path.png and path.svg with a panel per key and environment."""
+    panels = list(points.groupby(["key", "env"], sort=False))
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     size = (6, 4.8) if len(panels) == 1 else (3.6 * columns, 3.1 * rows + 0.6)
-    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
     colors = dict(zip(systems, itertools.cycle(COLORS)))
-    papers = {}
-    for i, ((env, key), runs) in enumerate(panels.items()):
-        papers |= draw_panel(grid.flat[i], env, key, runs, colors, peers, in_hours)
-        if i % columns == 0 or len(keys) > 1:
-            grid.flat[i].set_ylabel(LABELS.get(key, key))
+    labels = {system: label_of(system, points) for system in systems}
+    lines = {}
+    for i, ((key, _), panel) in enumerate(panels):
+        axes = grid.flat[i]
+        draw_panel(axes, panel, colors, labels, peers)
+        handles, texts = axes.get_legend_handles_labels()
+        lines |= dict(zip(texts, handles, strict=True))
+        if i % columns == 0 or points.key.nunique() > 1:
+            axes.set_ylabel(LABELS.get(key, key))
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-
-    runs = [run for runs in panels.values() for run in runs]
     spare = len(panels) < grid.size
-    form = {"title_fontsize": 11, "fontsize": 11, "handlelength": 2.5, "frameon": False}
-    form["handles"] = [*system_handles(runs, systems, colors), *papers.values()]
-    notes = notes_on(runs, RETURN in keys, bool(papers), peers)
-    form["title"] = "\n".join(textwrap.fill(note, 42 if spare else 24 + 30 * columns) for note in notes)
+    width = 42 if spare else 24 + 30 * columns
+    notes = [textwrap.fill(note, width) for note in notes_on(points, len(lines) > len(systems), peers)]
+    legend = {"handles": lines.values(), "labels": lines.keys(), "title": "\n".join(notes)}
     if spare:
-        grid.flat[-1].legend(loc="center", alignment="left", **form).set_in_layout(False)
+        grid.flat[-1].legend(loc="center", alignment="left", **legend).set_in_layout(False)
     else:
-        figure.legend(loc="outside lower center", ncols=min(len(form["handles"]), 1 + columns), **form)
+        figure.legend(loc="outside lower center", ncols=min(len(lines), 1 + columns), **legend)
     figure.savefig(f"{path}.png", dpi=130)
     figure.savefig(f"{path}.svg", metadata={"Date": None})
-    plt.close(figure)
-
-
-def write_scalars(folder, keys, every):
-    """Writes a folder's scalars.csv, if it has the TensorBoard logs to make it of."""
-    if any(folder.glob("events.out.tfevents.*")):
-        lines = ["step,key,value\n"]
-        for key in keys:
-            run = with_means(load_run(folder), read_scalars(folder).get(key, []), every)
-            lines += [f"{step:.10g},{key},{x:.7g}\n" for step, x in zip(run.steps, run.returns, strict=True)]
-        (folder / "scalars.csv").write_text("".join(lines))
 
 
 def main(args):
     """Writes the pictures. Raises UsageError for bad input."""
-    if args.every is not None and args.every < 1:
-        raise UsageError(f"--every must be an integer of at least 1, got {args.every}")
-    scalars = [key for key in args.key if key != RETURN]
-    if args.export_scalars and not scalars:
+    if args.export_scalars and set(args.key) == {RETURN}:
         raise UsageError(f"--export-scalars must come with a --key other than {RETURN}")
-    if unknown := set(args.peers) - {name for _, name in peer_curves()}:
-        names = ", ".join(sorted({name for _, name in peer_curves()}))
-        raise UsageError(f"--peers must be among {names}, got {', '.join(unknown)}")
-    panels = {}
-    for key in args.key:
-        for env, runs in grouped(load_runs(args, key, args.every), "env").items():
-            if key.startswith("flow/log_det"):  # the logs are natural
-                runs = [replace(run, returns=run.returns / math.log(10)) for run in runs]
-            panels[env, key] = runs
+    peers = choose(pd.read_csv(PEERS), "algorithm", args.peers, "--peers")
+    peers = peers[peers.algorithm.isin(args.peers)]  # without names none
+    points = load_points(args, args.key)
     if args.export_scalars:
-        for folder in {run.path for runs in panels.values() for run in runs}:
-            write_scalars(folder, scalars, args.every)
-
-    path = args.output.with_suffix("") if args.output.suffix in (".png", ".svg") else args.output
-    path.parent.mkdir(parents=True, exist_ok=True)
-    systems = list(args.systems) or sorted({run.system for runs in panels.values() for run in runs})
-    draw(panels, systems, args.peers, path)
-    timed = {where: [run for run in runs if np.isfinite(run.seconds).all()] for where, runs in panels.items()}
-    timed = {where: runs for where, runs in timed.items() if runs}
-    if timed:
-        draw(timed, systems, args.peers, f"{path}_hours", in_hours=True)
+        for table, own in points[points.key != RETURN].groupby("table"):
+            if any(table.parent.glob(LOGS)):
+                path = table.with_name("scalars.csv")
+                own[["step", "key", "value"]].to_csv(path, index=False, float_format="%.7g")
+    # the logs are natural, those of the figure to base 10
+    points.loc[points.key.str.startswith("flow/log_det"), "value"] /= math.log(10)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    draw(points, args.systems or sorted(points.system.unique()), peers, args.output)
 
 
 if __name__ == "__main__":
