@@ -312,11 +312,17 @@ class ReplayBuffer:
         self.rows[torch.arange(first, self.added) % len(self.rows)] = rows.to(self.rows.device)
 
 
-class ParamGroup(dict):
-    """Settings of an optimizer as tensors. A schedule sets them in place, where recorded steps look."""
+class ParamGroup:
+    """The settings of an optimizer: numbers to read and set, tensors inside, where recorded steps look."""
+
+    def __init__(self, lr):
+        self.lr = lr
+
+    def __getitem__(self, name):
+        return getattr(self, name).item()
 
     def __setitem__(self, name, value):
-        self.setdefault(name, value).fill_(value)
+        getattr(self, name).fill_(value)
 
 
 class Adam:
@@ -326,7 +332,7 @@ class Adam:
     __slots__ = ("param_groups", "exp_avg", "exp_avg_sq", "weights", "bias")  # no others: not .lr
 
     def __init__(self, vector, lr):
-        self.param_groups = [ParamGroup(lr=vector.new_tensor(lr))]
+        self.param_groups = [ParamGroup(vector.new_tensor(lr))]
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(vector), torch.zeros_like(vector)
         self.weights = vector.new_tensor([1 - 0.9, 1 - 0.999])  # 1 - beta1, 1 - beta2
         self.bias = torch.zeros_like(self.weights)  # 1 - beta**steps
@@ -337,7 +343,7 @@ class Adam:
         self.exp_avg.lerp_(grad, self.weights[0])
         self.exp_avg_sq.lerp_(grad.square(), self.weights[1])
         denominator = (self.exp_avg_sq / self.bias[1]).sqrt() + 1e-8
-        vector.sub_(self.param_groups[0]["lr"] / self.bias[0] * self.exp_avg / denominator)
+        vector.sub_(self.param_groups[0].lr / self.bias[0] * self.exp_avg / denominator)
 
 
 def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout):
@@ -572,7 +578,7 @@ class RecordedStep:
                 given.append(x.vector.data_ptr())
                 given += [value for value in vars(x).values() if isinstance(value, (int, float))]
             elif isinstance(x, Adam):
-                given.append(x.param_groups[0]["lr"].data_ptr())
+                given.append(x.param_groups[0].lr.data_ptr())
         self.first = self.first or given
         if given != self.first:
             name, kind = self.function.__name__, type(self).__name__
@@ -969,25 +975,25 @@ class Run(contextlib.ExitStack):
         if not bool(torch.isfinite(learned[0]).all()):
             raise FloatingPointError(f"not finite at step {step:,}: the policy has diverged, lower --learning-rate")
         self.writer.flush()
-        capacity, added = len(self.rb.rows), self.rb.added
-        first = max(self.state["added"], added - capacity)
-        save_file(self.dir / f"replay_{first}.pt", self.rb.get_rows(first, added))
-        before = self.state["replay"]
-        replay = [old for old in before if old > added - 2 * capacity] + [first]
-        self.state.update(step=step, seconds=self.seconds(), about=self.about, replay=replay)
+        added = self.rb.added
+        oldest = max(0, added - len(self.rb.rows))
+        parts = [*self.state["replay"], max(self.state["added"], oldest)]
+        save_file(self.dir / f"replay_{parts[-1]}.pt", self.rb.get_rows(parts[-1], added))
+        parts = [part for part, end in zip(parts, [*parts[1:], added]) if end > oldest]
+        self.state.update(step=step, seconds=self.seconds(), about=self.about, replay=parts)
         self.state.update(added=added, learned=learned, random=random_streams(), **rest)
         save_file(self.dir / "checkpoint.pt", self.state)
-        for old in set(before) - set(replay):
-            (self.dir / f"replay_{old}.pt").unlink()
+        for path in {*self.dir.glob("replay_*")} - {self.dir / f"replay_{part}.pt" for part in parts}:
+            path.unlink()
 
     def load_checkpoint(self):
         """Fills `state` and the replay buffer."""
         with loaded(self.dir / "checkpoint.pt", "--resume") as state:
             self.state = dict(state)
-        for first in self.state["replay"]:
-            with loaded(self.dir / f"replay_{first}.pt", "--resume") as rows:
-                self.rb.set_rows(first, rows)
         check_unchanged(self.args, self.state["about"]["args"], "--resume")
+        for part in self.state["replay"]:
+            with loaded(self.dir / f"replay_{part}.pt", "--resume") as rows:
+                self.rb.set_rows(part, rows[: self.state["added"] - part])
         before, now = self.state["about"]["versions"], self.about["versions"]
         if before != now:
             say(f"not bit for bit as before: versions were {before}, are {now}")

@@ -1,6 +1,5 @@
 """meow_isaacgym.py: what it stores, how it learns, and that it shares its classes with the other script."""
 
-import ast
 import contextlib
 import csv
 import math
@@ -10,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,14 +17,17 @@ import numpy as np
 import pytest
 import torch
 from test_cli import run
+from test_training import small_args
 
+import meow_continuous_action
 import meow_isaacgym
-from meow_isaacgym import Args, EpisodeStatistics, RunningNormalizer, Transitions, VectorReplayBuffer, load_file, train
+from meow_isaacgym import Args, EpisodeStatistics, RunningNormalizer, Transitions, UsageError, VectorReplayBuffer, train
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "meow_isaacgym.py"
 STAND_IN = str(ROOT / "tests" / "standin")
 MUJOCO = ["--make", "benchmark.simulators.mujoco:make", "--task", "AntMujoco"]
+seeds = []  # of the simulators made by `make_copying`
 SMALL = ["--num-envs", "8", "--batch-size", "32", "--random-steps", "5", "--learning-starts", "10"]
 
 
@@ -32,45 +35,45 @@ SMALL = ["--num-envs", "8", "--batch-size", "32", "--random-steps", "5", "--lear
 def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
 
 
-# One algorithm in two files
+def table(run_dir):
+    rows = csv.DictReader((run_dir / "returns.csv").read_text().splitlines())
+    return [{name: text for name, text in row.items() if name != "seconds"} for row in rows]
+
+
+def weights(run_dir):
+    return torch.load(run_dir / "model.pt", weights_only=True)["state_dict"]
 
 
 def definitions(path):
-    """{name: source text} of what a script defines, with the comments right above it."""
-    lines, found = path.read_text().splitlines(), {}
-    for node in ast.parse("\n".join(lines)).body:
-        name = getattr(node, "name", None) or getattr(getattr(node, "targets", [None])[0], "id", None)
-        if name is not None:
-            first = node.lineno - 1
-            while lines[first - 1].startswith("#"):
-                first -= 1
-            found[name] = "\n".join(lines[first : node.end_lineno])
-    return found
+    """{name: source} of what a script defines, with the comments and decorators right above it."""
+    parts = path.read_text().split("\n\n\n")[1:-1]
+    return {re.search(r"^(?:def |class )?(\w+)(?: =|\(|:)", part, re.M)[1]: part for part in parts}
 
 
 def test_what_both_scripts_define_is_the_same_word_for_word_and_in_the_same_order():
     ours, other = definitions(SCRIPT), definitions(ROOT / "meow_continuous_action.py")
-    own = {"SHARED_SETTINGS", "PAPER_SETTINGS", "Args", "train", "paper_row", "RULES", "make_env"}
-    own |= {"MAY_CHANGE", "MAY_CHANGE_TOO", "check_script", "stored_args", "play", "main"}
+    own = {"Args", "train", "paper_row", "RULES", "make_env", "VERSIONED", "stored_args", "play", "main"}
     shared = [name for name in ours if name in other and name not in own]
-    assert {"FlowPolicy", "Transitions", "Adam", "update", "CompiledStep", "CapturedStep", "Run"} <= set(shared)
+    assert {"FlowPolicy", "Transitions", "update", "CapturedStep", "UsageError", "Run"} <= set(shared)
     for name in shared:
         assert ours[name] == other[name], name
     assert shared == [name for name in other if name in shared]
 
 
-def test_the_script_parses_on_python_3_8_and_needs_nothing_newer():
-    ast.parse(SCRIPT.read_text(), feature_version=(3, 8))
+def test_the_script_needs_nothing_newer_than_python_3_8():
     files = [SCRIPT, ROOT / "benchmark/tools/speed_parallel.py", ROOT / "benchmark/baselines/sac_isaacgym.py"]
     command = [str(Path(sys.executable).with_name("vermin")), "--target=3.8-", "--violations", "--eval-annotations"]
     result = subprocess.run([*command, *files], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
     source = SCRIPT.read_text()
-    assert "import gymnasium" not in source
+    assert "import gymnasium" not in source and not re.search(r"zip\([^)]*strict", source)
     assert source.index("import isaacgym") < source.index("import torch")
-    assert not re.search(r"zip\([^)]*strict", source)
 
 
 def test_a_step_reads_nothing_back_from_its_device(monkeypatch):
@@ -78,19 +81,16 @@ def test_a_step_reads_nothing_back_from_its_device(monkeypatch):
     monkeypatch.setattr(meow_isaacgym, "check_flat", lambda module: None)  # meta tensors have no memory
     network = {"obs_dim": 4, "act_dim": 2, "alpha": 0.1}
     agent, target = meow_isaacgym.Agent(network).to("meta"), meow_isaacgym.FlowPolicy(**network).to("meta")
-    for module in (agent.policy, target):
-        meow_isaacgym.flatten(module)
-    optimizer = meow_isaacgym.Adam(agent.policy.vector, 1e-3)
+    policy, target = meow_isaacgym.flatten(agent.policy), meow_isaacgym.flatten(target)
     rb, statistics = VectorReplayBuffer(100, 4, 2, "meta"), EpisodeStatistics(8, "meta")
     obs, reward = torch.empty(8, 4, device="meta"), torch.empty(8, device="meta")
-    done = reward > 0
-    rb.add(obs, obs, agent.policy.draw(obs), reward, done, done)
-    statistics.add(reward, done, done)
+    rb.add(obs, obs, policy.draw(obs), reward, reward > 0, reward > 0)
+    statistics.add(reward, reward > 0, reward > 0)
     agent.normalizer.update(obs)
     data = rb.sample(16)
     data = data._replace(obs=agent.normalizer(data.obs), next_obs=agent.normalizer(data.next_obs))
-    rates, dropout = (0.99, 0.005, 30.0), meow_isaacgym.dropout_masks(agent.policy, 16)
-    result = meow_isaacgym.update(agent.policy, target, optimizer, data, *rates, dropout)
+    rest = 0.99, 0.005, 30.0, meow_isaacgym.dropout_masks(policy, 16)
+    result = meow_isaacgym.update(policy, target, meow_isaacgym.Adam(policy.vector, 1e-3), data, *rest)
     assert all(tensor.device.type == "meta" for tensor in result)
 
 
@@ -99,33 +99,32 @@ def test_the_step_needs_nothing_newer_than_torch_2_0(monkeypatch, capsys):
     monkeypatch.delattr(torch, "compiler")
     policy, target = (meow_isaacgym.flatten(meow_isaacgym.FlowPolicy(4, 2, 0.1)) for _ in range(2))
     optimizer, before = meow_isaacgym.Adam(policy.vector, 1e-3), policy.vector.clone()
-    obs = torch.randn(16, 4)
-    data = Transitions(obs, obs, torch.randn(16, 2), torch.randn(16, 1), torch.zeros(16, 1))
+    data = Transitions(*torch.randn(2, 16, 4), torch.randn(16, 2), torch.randn(16, 1), torch.zeros(16, 1))
     meow_isaacgym.CompiledStep(meow_isaacgym.update)(policy, target, optimizer, data, 0.9, 0.1, 30.0, None)
     assert not torch.equal(policy.vector, before)
     assert "--compile: running eager, for compiling failed" in capsys.readouterr().out
 
 
-# What is stored
+def stored(run_dir):
+    """All transitions in the files of a run of the stand-in."""
+    paths = sorted(run_dir.glob("replay_*.pt"), key=lambda path: int(path.stem.split("_")[1]))
+    rows = torch.cat([torch.load(path, weights_only=True) for path in paths])
+    return Transitions(*rows.split((4, 4, 2, 1, 1), dim=1))
 
 
 def stand_in(*flags, cwd):
-    return run(*flags, cwd=cwd, script=SCRIPT, PYTHONPATH=STAND_IN)
-
-
-def stored(run_dir):
-    """All stored transitions of a run of the stand-in whose buffer never turned over, and the checkpoint."""
-    state = load_file(run_dir / "checkpoint.pt", "--resume", dict)
-    files = [load_file(run_dir / f"replay_{a}_{b}.pt", "--resume", torch.clone) for a, b in state["replay"]]
-    return Transitions(*torch.cat(files).split((4, 4, 2, 1, 1), dim=1)), state
-
-
-def run_stand_in(tmp_path, *flags, task="Ant"):
-    often = "--checkpoint-frequency", "7"  # the first is at step 1, the last at step 120
-    result = stand_in("--task", task, *SMALL, "--total-vector-steps", "120", *often, *flags, cwd=tmp_path)
+    result = run(*flags, cwd=cwd, script=SCRIPT, PYTHONPATH=STAND_IN)
     assert result.returncode == 0, result.stderr
-    (run_dir,) = (tmp_path / "runs").iterdir()
-    return run_dir, result
+    return result.stdout
+
+
+def run_stand_in(cwd, *flags, task="Ant"):
+    cwd.mkdir(exist_ok=True)
+    often = "--checkpoint-frequency", "7"  # the first is at step 1, the last at step 120
+    out = stand_in("--task", task, *SMALL, "--total-vector-steps", "120", *often, *flags, cwd=cwd)
+    assert f"{task} settings, flags win" in out
+    (run_dir,) = (cwd / "runs").iterdir()
+    return run_dir
 
 
 # Whose first observation has t = 0, for the simulator resets after its physics, and whose has t = 1
@@ -134,7 +133,7 @@ FIRST_T = {"Ant": 0, "FrankaCabinet": 0, "Anymal": 0, "AllegroHand": 1, "Ingenui
 
 @pytest.mark.parametrize("task, first_t", FIRST_T.items())
 def test_no_pair_crosses_an_episode_every_last_observation_is_stored_once_and_falls_cut(task, first_t, tmp_path):
-    data, _ = stored(run_stand_in(tmp_path, task=task)[0])
+    data = stored(run_stand_in(tmp_path, task=task))
     env, episode, t, _ = data.obs.T
     next_env, next_episode, next_t, given = data.next_obs.T
     assert torch.equal(env, next_env) and torch.equal(episode, next_episode) and torch.equal(t + 1, next_t)
@@ -144,37 +143,61 @@ def test_no_pair_crosses_an_episode_every_last_observation_is_stored_once_and_fa
     assert torch.equal(data.terminated[:, 0].bool(), falls) and falls.any()
     fell_at_the_limit = (env == 3) & (episode == 2) & (next_t == 10)
     assert fell_at_the_limit.sum() == 1 and data.terminated[fell_at_the_limit].item() == 0  # reads as a time-out
-    seen = {}
-    for e, k, stop in zip(env.tolist(), episode.tolist(), next_t.tolist(), strict=True):
-        seen.setdefault((e, k), []).append(stop)
     finished = 0
-    for (e, k), stops in seen.items():
-        last = 7 if (e + k) % 2 == 0 else 10
-        whole = list(range(first_t + 1, last + 1))
+    for e, k in torch.stack([env, episode], dim=1).unique(dim=0).tolist():
+        stops, whole = next_t[(env == e) & (episode == k)].tolist(), list(range(first_t + 1, 11 if (e + k) % 2 else 8))
         assert stops == whole[: len(stops)]
         finished += stops == whole
-    assert finished >= 8 * 8
-    assert (next_t == 10).any()  # time limits, which do not cut
+    assert finished >= 8 * 8 and (next_t == 10).any()  # time limits, which do not cut
 
 
 @pytest.mark.parametrize("task", FIRST_T)
 def test_returns_are_those_of_whole_episodes(task, tmp_path):
-    run_dir, _ = run_stand_in(tmp_path, "--log-frequency", "60", "--num-envs", "1", task=task)
-    with open(run_dir / "returns.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["step", "seconds", "mean", "std", "episodes"]
-    assert [row["step"] for row in rows] == ["60", "120"]
+    run_dir = run_stand_in(tmp_path, "--log-frequency", "60", "--num-envs", "1", task=task)
+    rows = table(run_dir)
+    assert list(rows[0]) == ["step", "mean", "std", "episodes"] and [row["step"] for row in rows] == ["60", "120"]
     # environment 0: episodes of 7 and 10 steps in turn, with returns 31.5 and 60. Ant needs one more step to reset,
     # Anymal two after a fall
     falls, whole = (4, 3) if FIRST_T[task] else (3, 3)
     assert float(rows[0]["episodes"]) == falls + whole
     assert float(rows[0]["mean"]) == pytest.approx((falls * 31.5 + whole * 60) / (falls + whole))
-    result = stand_in("--evaluate", str(run_dir), "--seed", "5", "--eval-episodes", "3", cwd=tmp_path)
+    out = stand_in("--evaluate", str(run_dir), "--seed", "5", "--eval-episodes", "3", cwd=tmp_path)
     lines = [f"episode {i}: {7 * 1000 * i + 31.5 if i % 2 == 0 else 10060:.1f}" for i in range(3)]
-    assert result.stdout.splitlines()[1:4] == lines
-    assert "3 deterministic episodes: mean 8041.0" in result.stdout
-    result = stand_in("--evaluate", str(run_dir), "--eval-episodes", "3", "--eval-max-steps", "2", cwd=tmp_path)
-    assert "3 deterministic episodes (3 cut at --eval-max-steps 2): mean" in result.stdout
+    assert out.splitlines()[1:4] == lines and "mean 8041.0" in out
+    assert "3 deterministic episodes, 0 of them cut at --eval-max-steps 10000" in out
+    out = stand_in("--evaluate", str(run_dir), "--eval-episodes", "3", "--eval-max-steps", "2", cwd=tmp_path)
+    assert "3 deterministic episodes, 3 of them cut at --eval-max-steps 2" in out
+
+
+def test_the_papers_conventions_store_and_normalise_as_it_did(tmp_path):
+    conventions = ["--timeouts-terminate", "--keep-spurious", "--normalize-samples", "--clamp-actions"]
+    ours, paper = run_stand_in(tmp_path / "ours"), run_stand_in(tmp_path / "paper", *conventions)
+    data = stored(paper)
+    assert len(data.obs) == 120 * 8  # every step of every environment
+    last = (data.next_obs[:, 2] == 10) | (data.next_obs[:, 2] == 7) & ((data.obs[:, 0] + data.obs[:, 1]) % 2 == 0)
+    assert torch.equal(data.terminated[:, 0].bool(), last)
+    assert (data.next_obs[:, 2] == 0).sum() > 50  # steps that reset
+    limit = math.atanh(1 - 1e-5)
+    assert data.u.abs().max().item() == pytest.approx(limit, abs=0.01)  # float32 ends near it
+    assert stored(ours).u.abs().max() > limit + 1
+    # The normaliser learns from each new observation, and as the paper's from both of each sample
+    assert weights(ours)["normalizer.count"] == pytest.approx(120 * 8, abs=1e-3)
+    assert weights(ours)["normalizer.mean"][0] == pytest.approx(3.5, abs=1e-3)
+    assert weights(paper)["normalizer.count"] == pytest.approx((120 - 10) * 2 * 32, abs=1e-3)
+
+
+@pytest.mark.parametrize("task", ["Ant", "AllegroHand"])
+def test_a_simulator_that_cannot_be_restored_begins_new_episodes(task, tmp_path):
+    run_dir = run_stand_in(tmp_path, "--log-frequency", "7", "--num-envs", "1", task=task)
+    before = stored(run_dir)
+    out = stand_in("--resume", str(run_dir), "--total-vector-steps", "160", cwd=tmp_path)
+    assert "not bit for bit as before, new episodes begin" in out
+    data = stored(run_dir)
+    assert len(data.obs) > len(before.obs) and torch.equal(data.obs[: len(before.obs)], before.obs)
+    assert torch.equal(data.obs[:, :2], data.next_obs[:, :2]) and torch.equal(data.obs[:, 2] + 1, data.next_obs[:, 2])
+    sums = [0.0] + [float(row["mean"]) * int(row["episodes"]) for row in table(run_dir)]
+    finished = np.diff(sums).round(3)  # none was carried across: in 7 steps ends one whole episode or none
+    assert set(finished) == {0, 31.5, 60} and (finished[-6:] > 0).any()
 
 
 def test_ingenuity_is_made_in_a_folder_of_its_own_beside_isaacs_assets(tmp_path, monkeypatch):
@@ -182,161 +205,110 @@ def test_ingenuity_is_made_in_a_folder_of_its_own_beside_isaacs_assets(tmp_path,
 
     def make(seed, task, num_envs, rl_device, **_):
         folders.append(Path.cwd())
-        assert Path("../assets/mesh").read_text() == "a mesh" and not list(Path.cwd().iterdir())
+        assert os.listdir("../assets") == ["mesh"] and not os.listdir()
         Path("ingenuity.xml").touch()
-        if seed == 3:
-            raise RuntimeError("no GPU")
-        return Copying(num_envs, rl_device)
+        return Copying(num_envs, rl_device) if seed < 3 else sys.exit("no GPU")
 
-    folders, isaac = [], tmp_path / "IsaacGymEnvs"
-    for folder in ("assets", "isaacgymenvs"):
-        (isaac / folder).mkdir(parents=True)
-    (isaac / "assets" / "mesh").write_text("a mesh")
-    module = SimpleNamespace(make=make, __file__=str(isaac / "isaacgymenvs" / "__init__.py"))
+    folders, mesh = [], tmp_path / "IsaacGymEnvs" / "assets" / "mesh"
+    mesh.parent.mkdir(parents=True), mesh.touch()
+    module = SimpleNamespace(make=make, __file__=str(tmp_path / "IsaacGymEnvs" / "isaacgymenvs" / "__init__.py"))
     monkeypatch.setitem(sys.modules, "isaacgymenvs", module)
     with contextlib.ExitStack() as stack:
         for seed in (1, 2):
             meow_isaacgym.make_env(Args(task="Ingenuity", seed=seed), 8, torch.device("cpu"), stack)
-        with pytest.raises(meow_isaacgym.UsageError, match="no GPU"):
+        with pytest.raises(UsageError, match="no GPU"):
             meow_isaacgym.make_env(Args(task="Ingenuity", seed=3), 8, torch.device("cpu"), stack)
         assert all(folder.exists() for folder in folders)  # PyTorch's compiler starts a process there, which needs it
+        assert Path.cwd() == tmp_path
     assert len(set(folders)) == 3 and not any(folder.parent.exists() for folder in folders)
-    assert Path.cwd() == tmp_path and os.listdir(tmp_path) == ["IsaacGymEnvs"]
-    assert (isaac / "assets" / "mesh").exists()
+    assert os.listdir(tmp_path) == ["IsaacGymEnvs"] and mesh.exists()
 
 
 def test_the_launcher_finds_what_is_installed_beside_isaacs_python(tmp_path):
     """gymtorch is compiled at its import, by the ninja on PATH, also where that environment is not activated."""
+    python, beside = tmp_path / "bin" / "python", tmp_path / "bin" / "beside"
+    python.parent.mkdir()
+    for path, line in ((python, f"command -v beside >> {tmp_path}/found; exit 1"), (beside, "")):
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
     for name in ("benchmark", "meow_isaacgym.py"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "bin").mkdir()
-    for name, line in (("python", f"command -v beside >> {tmp_path}/found; exit 1"), ("beside", "")):
-        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    env["ISAAC_PYTHON"] = str(tmp_path / "bin" / "python")
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "ISAAC_PYTHON": str(python)}
     subprocess.run(["bash", str(tmp_path / "benchmark" / "fig4_isaacgym.sh"), "--smoke"], env=env, capture_output=True)
-    assert (tmp_path / "found").read_text().splitlines() == [str(tmp_path / "bin" / "beside")] * 2
-
-
-def test_the_papers_conventions_store_what_it_stored(tmp_path):
-    flags = ["--timeouts-terminate", "--keep-spurious", "--normalize-samples", "--clamp-actions"]
-    data, _ = stored(run_stand_in(tmp_path, *flags)[0])
-    assert len(data.obs) == 120 * 8  # every step of every environment
-    last = (data.next_obs[:, 2] == 10) | (data.next_obs[:, 2] == 7) & ((data.obs[:, 0] + data.obs[:, 1]) % 2 == 0)
-    spurious = data.next_obs[:, 2] == 0
-    assert spurious.sum() > 50
-    assert torch.equal(data.terminated[:, 0].bool(), last)
-    limit = math.atanh(1 - 1e-5)
-    assert data.u.abs().max().item() == pytest.approx(limit, abs=0.01)  # float32 ends near it
-    (tmp_path / "ours").mkdir()
-    assert stored(run_stand_in(tmp_path / "ours")[0])[0].u.abs().max() > limit + 1
-
-
-def test_normalizer_learns_from_each_new_observation_or_as_the_paper_from_samples(tmp_path):
-    _, state = stored(run_stand_in(tmp_path)[0])
-    assert state["learned"][7] == pytest.approx(120 * 8, abs=1e-3)
-    assert state["learned"][5][0] == pytest.approx(3.5, abs=1e-3)
-    (tmp_path / "paper").mkdir()
-    _, state = stored(run_stand_in(tmp_path / "paper", "--normalize-samples")[0])
-    assert state["learned"][7] == pytest.approx((120 - 10) * 2 * 32, abs=1e-3)
-
-
-def test_an_infinite_action_ends_the_run(monkeypatch):
-    """tanh hides it from the simulator: in the buffer it would end the run when it is drawn, or every resumed one."""
-    monkeypatch.setattr(meow_isaacgym.FlowPolicy, "forward", lambda self, obs, z: torch.full_like(z, math.inf))
-    with pytest.raises(FloatingPointError, match="before vector step 12"):
-        train(copying(random_steps=11, log_frequency=12))
-
-
-def test_the_stand_in_insists_on_the_import_order(tmp_path):
-    code = "import torch, meow_isaacgym as m; m.train(m.Args())"
-    env = os.environ | {"PYTHONPATH": f"{STAND_IN}:{ROOT}"}
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert "PyTorch was imported before isaacgym" in result.stderr
-
-
-# The parts
+    assert (tmp_path / "found").read_text().splitlines() == [str(beside)] * 2
 
 
 def test_vector_replay_buffer_stores_what_is_valid_keeps_the_newest_and_draws_uniformly():
     rb, expected = VectorReplayBuffer(10, 1, 1), []
-    generator = torch.Generator().manual_seed(0)
     for step in range(12):
-        x = torch.arange(4.0)[:, None] + 10 * step
-        valid = torch.rand(4, generator=generator) < 0.6
+        x, valid = torch.arange(4.0)[:, None] + 10 * step, torch.rand(4) < 0.6
         rb.add(x, x + 1, -x, x[:, 0], valid, valid)
         expected += x[valid, 0].tolist()
         assert rb.added == len(expected)
         assert rb.get_rows(max(0, rb.added - 10), rb.added)[:, 0].tolist() == expected[-10:]
     data = rb.sample(40_000)
     values, counts = data.obs[:, 0].unique(return_counts=True)
-    assert values.tolist() == expected[-10:] and (counts > 3_700).all() and (counts < 4_300).all()
-    assert torch.equal(data.next_obs, data.obs + 1) and torch.equal(data.u, -data.obs)
-    assert torch.equal(data.reward, data.obs) and (data.terminated == 1).all()
+    assert values.tolist() == expected[-10:] and ((counts - 4_000).abs() < 300).all()
+    for found, wanted in zip(data[1:], (data.obs + 1, -data.obs, data.obs, torch.ones(40_000, 1)), strict=True):
+        assert torch.equal(found, wanted)
     other = VectorReplayBuffer(10, 1, 1)
     for first, stop in ((rb.added - 10, rb.added - 4), (rb.added - 4, rb.added)):
         other.set_rows(first, rb.get_rows(first, stop))
     assert torch.equal(other.rows, rb.rows) and other.added == rb.added
 
 
-def test_normalizer_has_the_moments_of_all_it_saw():
-    x = 7 + 3 * torch.randn(1000, 5, generator=torch.Generator().manual_seed(0))
-    normalizer = RunningNormalizer(5)
+def test_normalizer_and_episode_statistics_equal_a_count_by_hand():
+    x, normalizer = 7 + 3 * torch.randn(1000, 5), RunningNormalizer(5)
     for part in x.split([1, 2, 397, 600]):
         normalizer.update(part)
     torch.testing.assert_close(normalizer.mean, x.double().mean(0), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(normalizer.var, x.double().var(0, unbiased=False), rtol=1e-4, atol=1e-4)
-    assert normalizer(x).std() == pytest.approx(1.0, abs=0.02) and normalizer(1000 + x).max() == 5
+    assert normalizer(x).std() == pytest.approx(1.0, abs=0.02)
+    assert normalizer(1000 + x).max() == 5 and normalizer(x - 1000).min() == -5
 
-
-def test_episode_statistics_equal_a_count_by_hand():
-    statistics, generator = EpisodeStatistics(6, "cpu"), torch.Generator().manual_seed(0)
-    running, finished, spurious = [[0.0, 0] for _ in range(6)], [], torch.ones(6, dtype=torch.bool)
+    statistics, running, finished, spurious = EpisodeStatistics(6, "cpu"), [[] for _ in range(6)], [], torch.ones(6) > 0
+    assert statistics.last().shape == (2, 0)
     for _ in range(200):
-        reward, done = torch.randn(6, generator=generator), torch.rand(6, generator=generator) < 0.2
+        reward, done = torch.randn(6), torch.rand(6) < 0.2
         statistics.add(reward, done, ~spurious)
         for i in range(6):
-            if not spurious[i]:
-                running[i] = [running[i][0] + reward[i].item(), running[i][1] + 1]
-                if done[i]:
-                    finished.append(running[i])
-            if done[i]:
-                running[i] = [0.0, 0]
+            running[i] = [] if spurious[i] else [*running[i], reward[i].item()]
+            if done[i] and running[i]:
+                finished.append((sum(running[i]), len(running[i])))
+                running[i] = []
         spurious = done
     assert len(finished) > 100
-    returns, lengths = np.array(finished[-100:]).T
-    np.testing.assert_allclose(statistics.last(), [returns, lengths], rtol=1e-9)
-    assert EpisodeStatistics(6, "cpu").last().shape == (2, 0)
-
-
-# Learning, resuming, playing
+    np.testing.assert_allclose(statistics.last(), np.array(finished[-100:]).T, rtol=1e-9)
 
 
 class Copying:
     """Reward -|a - s|^2 for a new random s every step, 10 steps an episode: at best 0, at random -13.3 an episode.
+    The observation is 5 + 3 * s, so that something has to normalise it."""
 
-    The observation is 5 + 3 * s, so that something has to normalise it.
-    """
+    observation_space = action_space = SimpleNamespace(shape=(2,))
 
-    def __init__(self, num_envs, device):
-        self.observation_space, self.action_space = SimpleNamespace(shape=(2,)), SimpleNamespace(shape=(2,))
-        self.t = torch.zeros(num_envs, dtype=torch.int64, device=device)
-        self.obs, self.done = torch.zeros(num_envs, 2, device=device), torch.ones_like(self.t)
+    def __init__(self, num_envs, device, odd=None):
+        self.obs, self.odd = torch.zeros(num_envs, 2, device=device), odd
+        self.t, self.done = torch.zeros(num_envs, device=device), torch.ones(num_envs, device=device)
 
     def reset(self):
         return {"obs": self.obs}
 
     def step(self, actions):
-        self.t = torch.where(self.done.bool(), 0, self.t + 1)
+        if self.odd == "quits" and self.t[0] == 5:
+            sys.exit()
+        self.t = (self.t + 1) * (1 - self.done)
         reward = -(actions - (self.obs - 5) / 3).square().sum(dim=1)
-        self.obs = 5 + 3 * (2 * torch.rand_like(self.obs) - 1)
-        self.done = (self.t == 10).long()
-        return {"obs": self.obs}, reward, self.done, {"time_outs": self.done.bool()}
+        self.obs, self.done = 5 + 3 * (2 * torch.rand_like(self.obs) - 1), (self.t == 10).float()
+        return {"obs": self.obs}, reward, self.done, {"time_outs": self.done}
 
 
-def make_copying(seed, task, num_envs, rl_device, **_):
-    return Copying(num_envs, rl_device)
+def make_copying(seed, task, num_envs, rl_device, odd=None, **_):
+    oddities = {"folder": lambda: os.chdir("/"), "gradients": lambda: torch.set_grad_enabled(False)}
+    oddities["default type"] = lambda: torch.set_default_dtype(torch.float64)
+    oddities.get(odd, int)()
+    seeds.append(seed)
+    return Copying(num_envs, rl_device, odd)
 
 
 def copying(**settings):
@@ -344,72 +316,67 @@ def copying(**settings):
     return Args(**{"make": "test_isaacgym:make_copying", "task": "Copying", "alpha": 0.1, **few, **settings})
 
 
-def stored_args(run_dir, **settings):
-    return Args(**{**vars(meow_isaacgym.stored_args(Args(evaluate=str(run_dir)))), **settings})
+def played(run_dir, **settings):
+    """The returns of --evaluate."""
+    args = meow_isaacgym.stored_args(Args(evaluate=str(run_dir)))
+    return meow_isaacgym.play(replace(args, **settings))
 
 
 def test_it_learns_a_task_with_a_known_optimum():
-    settings = {"num_envs": 32, "batch_size": 256, "total_vector_steps": 1_500, "random_steps": 50, "tau": 0.01}
-    settings |= {"learning_starts": 60, "alpha": 0.01, "log_frequency": 50, "gamma": 0.9}
-    _, result = train(copying(**settings))
-    rows = list(csv.DictReader(result.state["table"].splitlines()))
-    means = [float(row["mean"]) for row in rows]
-    assert means[0] < -10 and means[-1] > -2  # random actions; sampled ones at the end
-    greedy = meow_isaacgym.play(stored_args(result.dir, eval_episodes=50))
-    assert greedy.mean() > -1.0  # a random policy's is -13.3
-    sampled = meow_isaacgym.play(stored_args(result.dir, eval_episodes=50, eval_deterministic=False))
-    assert sampled.mean() < greedy.mean()
-    about = load_file(result.dir / "model_best.pt", "--evaluate", dict)["about"]
+    settings = {"num_envs": 32, "batch_size": 256, "total_vector_steps": 1_500, "tau": 0.01, "gamma": 0.9}
+    _, result = train(copying(**settings, learning_starts=60, random_steps=50, alpha=0.01, log_frequency=50))
+    rows = table(result.dir)
+    assert float(rows[0]["mean"]) < -10 and float(rows[-1]["mean"]) > -2  # random actions; sampled ones at the end
+    greedy = played(result.dir, eval_episodes=50).mean()
+    sampled = played(result.dir, eval_episodes=50, eval_deterministic=False).mean()
+    assert greedy > -1.0 and sampled < greedy  # a random policy's is -13.3
+    about = torch.load(result.dir / "model_best.pt", weights_only=True)["about"]
     assert about["score"] == max(float(row["mean"]) for row in rows if row["episodes"] == "100")
     assert about["args"]["gamma"] == 0.9 and about["network"]["obs_dim"] == 2
 
 
-def test_every_flag_of_the_algorithm_reaches_it(monkeypatch):
-    def record(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout):
-        calls.append(
-            (
-                optimizer.param_groups[0]["lr"],
-                gamma,
-                tau,
-                max_grad_norm,
-                len(data.obs),
-                dropout.shape[-2],
-                dropout.shape[1],
-            )
-        )
-        return update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout)
+def test_every_setting_reaches_the_algorithm_and_the_papers_are_the_defaults(monkeypatch):
+    def record(policy, target, optimizer, data, *rest):
+        calls.append((float(optimizer.param_groups[0]["lr"]), *rest[:3], len(data.obs), rest[3].shape[-2]))
+        return update(policy, target, optimizer, data, *rest)
 
+    rows = [train(copying(seed=seed, exp_name=f"{i}"))[1].rb.rows[:200] for i, seed in enumerate((1, 1, 2))]
+    assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2]) and seeds[-3:] == [1, 1, 2]
     calls, update = [], meow_isaacgym.update
     monkeypatch.setattr(meow_isaacgym, "update", record)
-    rates = {"learning_rate": 0.002, "gamma": 0.8, "tau": 0.3, "max_grad_norm": 4.0}
     network = {"alpha": 0.7, "sigma_min": -2.0, "sigma_max": 1.0, "coupling": "affine", "num_shifts": 1}
-    agent, result = train(copying(**rates, **network, batch_size=24, buffer_steps=7))
-    assert calls == [(0.002, 0.8, 0.3, 4.0, 24, 24, 2)] * 10  # one a step from learning_starts = 20 on
+    rates = {"learning_rate": 0.25, "gamma": 0.8, "tau": 0.3, "max_grad_norm": 4.0}
+    agent, result = train(copying(**rates, **network, batch_size=24, buffer_steps=7, total_vector_steps=22))
+    assert calls == [(0.25, 0.8, 0.3, 4.0, 24, 24)] * 2  # one a step from learning_starts = 20 on
     policy = agent.policy
     assert (policy.alpha, policy.sigma_min, policy.sigma_max, len(policy.shifts)) == (0.7, -2.0, 1.0, 1)
-    assert len(result.rb.rows) == 7 * 8
-    first = Transitions(*result.rb.rows.split(result.rb.widths, dim=1))
-    assert first.u.isfinite().all()
+    assert policy.couplings[0].log_scale is not None and len(result.rb.rows) == 7 * 8
+    assert (Args(task="AllegroHand").num_envs, Args(task="AllegroHand").batch_size) == (512, 256)
+    assert (Args(task="AntMujoco").sigma_max, Args().tau, Args(task="Anymal").alpha) == (2.0, 0.0005, 0.00075)
+    assert Args(task="Ingenuity").total_vector_steps == 500_000 and Args(task="Humanoid").sigma_max == -0.3
+    assert Args().max_grad_norm == 2 * 30  # their loss is the mean over both shifts, ours the sum
 
 
 def test_tracking_sends_every_setting_under_its_own_name_and_leaves_nothing_where_it_fails(monkeypatch):
-    def init(**kwargs):
-        sent.update(kwargs)
-        raise RuntimeError("no login")
-
     sent = {}
-    monkeypatch.setattr("wandb.init", init)
-    with pytest.raises(meow_isaacgym.UsageError, match="no login"):
+    monkeypatch.setattr("wandb.init", lambda **kwargs: sent.update(kwargs) or sys.no_login)
+    with pytest.raises(UsageError, match="no_login"):
         train(copying(alpha=0.3, track=True))
     assert sent["config"]["alpha"] == 0.3 and sent["config"]["versions"]["torch"] == torch.__version__
     assert not Path("runs").exists()
 
 
-def test_playing_with_a_model_that_diverged_is_no_result(monkeypatch):
-    _, result = train(copying())
+def test_what_is_not_finite_ends_a_run_and_is_no_result(monkeypatch):
+    """tanh hides an infinite action from the simulator: in the buffer it would end the run, or every resumed one."""
+    _, whole = train(copying())
+    monkeypatch.setattr(meow_isaacgym.FlowPolicy, "forward", lambda self, obs, z: torch.full_like(z, math.inf))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        train(copying(random_steps=11, checkpoint_frequency=12))
+    with pytest.raises(FloatingPointError, match="not finite at step 30"):
+        train(copying(random_steps=11, exp_name="without a checkpoint"))
     monkeypatch.setattr(meow_isaacgym.Agent, "act", lambda self, obs, deterministic: obs * math.nan)
     with pytest.raises(FloatingPointError, match="a return is not finite"):
-        meow_isaacgym.play(stored_args(result.dir))
+        played(whole.dir)
 
 
 def test_a_compiled_run_is_the_eager_run_to_rounding(monkeypatch):
@@ -422,114 +389,76 @@ def test_a_compiled_run_is_the_eager_run_to_rounding(monkeypatch):
     assert 0 < difference.mean() < 1e-5
 
 
-def leftovers(run_dir):
-    with open(run_dir / "returns.csv") as file:
-        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-    return rows, load_file(run_dir / "model.pt", "--evaluate", dict)["state_dict"]
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_on_mujoco_resumes_bit_for_bit(number, tmp_path):
     flags = [*MUJOCO, *SMALL, "--total-vector-steps", "250", "--log-frequency", "50", "--checkpoint-frequency", "30"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), cut.mkdir()
-    result = run(*flags, cwd=whole, script=SCRIPT)
-    assert result.returncode == 0, result.stderr
-    child = subprocess.Popen([sys.executable, str(SCRIPT), *flags], cwd=cut, stdout=subprocess.PIPE, text=True)
-    while len(list(cut.glob("runs/*/replay_*.pt"))) < 3:
+    assert run(*flags, cwd=whole, script=SCRIPT).returncode == 0
+    child = subprocess.Popen([sys.executable, str(SCRIPT), *flags], cwd=cut)
+    while len(list(cut.glob("runs/*/replay_*.pt"))) < 4:
         assert child.poll() is None
         time.sleep(0.01)
     child.send_signal(number)
-    out, _ = child.communicate(timeout=60)
-    (run_dir,) = cut.glob("runs/*")
-    if number == signal.SIGINT:
-        assert child.returncode == 130
-        assert out.strip().endswith(f"continue with: python {SCRIPT} --resume runs/{run_dir.name}")
-    result = run("--resume", f"runs/{run_dir.name}", cwd=cut, script=SCRIPT)
-    assert result.returncode == 0, result.stderr
-    (reference,) = whole.glob("runs/*")
-    rows, weights = leftovers(run_dir)
-    assert rows == leftovers(reference)[0] and len(rows) == 5
-    for name, tensor in leftovers(reference)[1].items():
-        assert torch.equal(tensor, weights[name]), name
-    result = run("--resume", f"runs/{run_dir.name}", "--seed", "2", cwd=cut, script=SCRIPT)
+    assert child.wait(60) == (130 if number == signal.SIGINT else -number)
+    (run_dir,), (reference,) = cut.glob("runs/*"), whole.glob("runs/*")
+    assert run("--resume", f"runs/{run_dir.name}", cwd=cut, script=SCRIPT).returncode == 0
+    assert table(run_dir) == table(reference) and len(table(run_dir)) == 5
+    for name, tensor in weights(reference).items():
+        assert torch.equal(tensor, weights(run_dir)[name]), name
+
+
+def script(capfd, monkeypatch, *flags):
+    """`python meow_isaacgym.py ...`, but, for speed, in this process."""
+    monkeypatch.setattr(sys, "argv", ["meow_isaacgym.py", *map(str, flags)])
+    capfd.readouterr()
+    return subprocess.CompletedProcess(flags, meow_isaacgym.main(), *capfd.readouterr())
+
+
+ODD = ["--make", "test_isaacgym:make_copying", "--task", "Copying", "--total-vector-steps", "30", *SMALL]
+REFUSED = {
+    "": "--make isaacgymenvs:make --make-kwargs {} must make; isaacgym: ModuleNotFoundError; simulators.mujoco:make",
+    "--make nothing": "':' in make must hold, not --make nothing",
+    "--make :make": "--make :make",
+    "--make json:nothing": "--make json:nothing --make-kwargs {} must make --task Ant here: AttributeError",
+    'MUJOCO --make-kwargs {"length":500}': "TypeError; length",
+    "MUJOCO --task Walker": "must make --task Walker; AntMujoco, HumanoidMujoco",
+    "MUJOCO --random-steps 0 --learning-starts 0": "1 <= learning_starts; --learning-starts 0",
+    "MUJOCO --buffer-steps 3 --num-envs 8": "<= num_envs * buffer_steps; --buffer-steps 3",
+    "MUJOCO --learning-starts 50": "--random-steps 100; --learning-starts 50",
+    "MUJOCO --buffer-steps 100000000": "--buffer-steps; GB",
+    "--resume runs/none": "--resume must name",
+    "--evaluate none.pt": "--evaluate must name",
+    'ODD --make-kwargs {"odd":"default_type"}': "--make test_isaacgym:make_copying; default type",
+    'ODD --make-kwargs {"odd":"gradients"}': "--make test_isaacgym:make_copying; gradients",
+}
+
+
+@pytest.mark.parametrize("flags, words", REFUSED.items())
+def test_bad_input_is_refused_before_any_work(flags, words, capfd, monkeypatch):
+    given = []
+    for flag in flags.split():
+        given += {"MUJOCO": MUJOCO, "ODD": ODD}.get(flag, [flag.replace("_", " ") if "odd" in flag else flag])
+    result = script(capfd, monkeypatch, *given)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert all(word in result.stderr for word in words.split("; ")), result.stderr
+    assert not Path("runs").exists()
+
+
+def test_a_resumed_run_keeps_its_settings_and_a_run_of_the_other_script_is_refused(capfd, monkeypatch):
+    _, ours = train(copying())
+    _, other = meow_continuous_action.train(small_args(total_timesteps=60))
+    result = script(capfd, monkeypatch, "--resume", ours.dir, "--seed", 2)
     assert result.returncode == 2 and "--seed must stay 1 with --resume" in result.stderr
+    for flag in ("--resume", "--evaluate"):
+        result = script(capfd, monkeypatch, flag, other.dir)
+        assert result.returncode == 2 and result.stderr.count("\n") == 1 and str(other.dir) in result.stderr
+        assert "meow_continuous_action.py wrote it" in result.stderr
 
 
-@pytest.mark.parametrize("task", ["Ant", "AllegroHand"])
-def test_a_simulator_that_cannot_be_restored_begins_new_episodes(task, tmp_path):
-    run_dir, _ = run_stand_in(tmp_path, "--log-frequency", "7", task=task)
-    before, _ = stored(run_dir)
-    result = stand_in("--resume", str(run_dir), "--total-vector-steps", "160", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "not bit for bit as before, new episodes begin" in result.stdout
-    data, _ = stored(run_dir)
-    assert len(data.obs) > len(before.obs)
-    assert torch.equal(data.obs[: len(before.obs)], before.obs)
-    assert torch.equal(data.obs[:, :2], data.next_obs[:, :2]) and torch.equal(data.obs[:, 2] + 1, data.next_obs[:, 2])
-    with open(run_dir / "returns.csv") as file:
-        means = [float(row["mean"]) % 1000 for row in csv.DictReader(file) if float(row["episodes"]) <= 100]
-    returns = load_file(run_dir / "checkpoint.pt", "--resume", dict)["learned"][8][:100, 0] % 1000
-    assert means and set(returns.tolist()) <= {31.5, 60.0}  # of whole episodes: none was carried across
-
-
-# The command line
-
-
-def refused(flags, cwd, *words, **env):
-    result = run(*flags, cwd=cwd, script=SCRIPT, **env)
-    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
-    for word in words:
-        assert word in result.stderr
-    assert not list(cwd.glob("runs/*"))
-
-
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        (
-            [],
-            [
-                "--make isaacgymenvs:make --make-kwargs {} must make",
-                "isaacgym: ModuleNotFoundError",
-                "benchmark.simulators.mujoco:make",
-            ],
-        ),
-        (["--make", "nothing"], ["':' in make must hold, not --make nothing"]),
-        (["--make", ":make"], ["--make :make"]),
-        (
-            ["--make", "json:nothing"],
-            ["--make json:nothing --make-kwargs {} must make --task Ant here: AttributeError"],
-        ),
-        ([*MUJOCO, *SMALL, "--total-vector-steps", "120", "--make-kwargs", '{"length": 500}'], ["TypeError", "length"]),
-        ([*MUJOCO[:3], "Walker"], ["must make --task Walker", "AntMujoco, HumanoidMujoco"]),
-        ([*MUJOCO, "--random-steps", "0", "--learning-starts", "0"], ["1 <= learning_starts", "--learning-starts 0"]),
-        ([*MUJOCO, "--num-envs", "0"], ["--num-envs 0"]),
-        (
-            [*MUJOCO, *SMALL, "--buffer-steps", "3", "--total-vector-steps", "20"],
-            ["<= num_envs * buffer_steps", "--buffer-steps 3"],
-        ),
-        ([*MUJOCO, "--learning-starts", "50"], ["--random-steps 100", "--learning-starts 50"]),
-        ([*MUJOCO, "--buffer-steps", "100000000"], ["--buffer-steps", "GB"]),
-        ([*MUJOCO, "--sigma-min", "3"], ["--sigma-min 3"]),
-        ([*MUJOCO, "--tau", "0"], ["0 < tau <= 1 must hold, not --tau 0"]),
-        ([*MUJOCO, "--alpha", "inf"], ["--alpha inf"]),
-        (["--resume", "runs/none"], ["--resume must name"]),
-        (["--evaluate", "none.pt"], ["--evaluate must name"]),
-    ],
-)
-def test_bad_input_is_refused_before_any_work(flags, words, tmp_path):
-    refused(flags, tmp_path, *words)
-
-
-def test_a_simulator_that_quits_is_told(tmp_path):
-    refused(["--task", "Unknown"], tmp_path, "must make --task Unknown here: SystemExit", PYTHONPATH=STAND_IN)
-
-
-def test_the_papers_settings_are_used_and_told(tmp_path):
-    assert (Args(task="AllegroHand").num_envs, Args(task="AllegroHand").batch_size) == (512, 256)
-    assert (Args(task="AntMujoco").sigma_max, Args().tau, Args(task="Anymal").alpha) == (2.0, 0.0005, 0.00075)
-    assert Args(task="Ingenuity").total_vector_steps == 500_000 and Args(task="Humanoid").sigma_max == -0.3
-    assert Args().max_grad_norm == 2 * 30  # their loss is the mean over both shifts, ours the sum
-    _, result = run_stand_in(tmp_path)
-    assert "Ant settings, flags win" in result.stdout and "num_envs=8," in result.stdout
+def test_a_simulator_that_goes_to_another_folder_or_quits_in_the_middle(capfd, monkeypatch, tmp_path):
+    result = script(capfd, monkeypatch, *ODD, "--make-kwargs", '{"odd": "folder"}')
+    assert result.returncode == 0 and Path.cwd() == tmp_path and len(list(Path("runs").iterdir())) == 1
+    result = script(capfd, monkeypatch, *ODD, "--exp-name", "second", "--make-kwargs", '{"odd": "quits"}')
+    assert result.returncode == 1 and result.stderr.endswith("SystemExit()\n")
+    assert "continue with: python meow_isaacgym.py --resume runs/Copying__second" in result.stdout

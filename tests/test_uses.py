@@ -41,6 +41,11 @@ def test_a_learning_rate_that_is_changed_takes_effect(wrap, capfd):
     assert "running eager" not in capfd.readouterr().out
     with pytest.raises(AttributeError):  # would be ignored
         optimizer.lr = 0.1
+    with pytest.raises(AttributeError):
+        optimizer.param_groups[0]["weight_decay"] = 0.1
+    first = optimizer.param_groups[0]["lr"]
+    optimizer.param_groups[0]["lr"] = 0.5 * first
+    assert first == pytest.approx(1e-2) and optimizer.param_groups[0]["lr"] == pytest.approx(5e-3)
 
 
 def test_a_compiled_update_refuses_what_it_would_ignore(monkeypatch):
