@@ -143,12 +143,10 @@ class MLP(nn.Sequential):
 
     def forward(self, x, dropout=None):
         """(B, in_dim) -> (B, out_dim). dropout: factors (2, B, hidden), 0 or 1/0.9, or None."""
-        hidden_layer = 0
         for layer in self:
             x = layer(x)
             if dropout is not None and isinstance(layer, Swish):
-                x = x * dropout[hidden_layer]
-                hidden_layer += 1
+                x, dropout = x * dropout[0], dropout[1:]
         return x
 
 
@@ -174,7 +172,7 @@ class CouplingLayer(nn.Module):
 
     def inverse(self, obs, u, dropout=(None, None)):
         """Density direction g^i: (B, S), (B, A) -> (B, A), log|det J_i| (B,).
-        dropout: masks of each hypernetwork."""
+        dropout: factors for each hypernetwork."""
         x = torch.cat([self.mask * u, obs], dim=1)
         u = u - (1 - self.mask) * self.translation(x, dropout[0])
         if self.log_scale is None:
@@ -187,8 +185,8 @@ class FlowPolicy(nn.Module):
     """The conditional flow that is Q, V and the policy at once (Eq. 8; architecture: Fig. A6).
     Forward: z ~ N(0, I) -> linear layer sigma(s) * z -> 2 blocks x 2 couplings -> u, a = tanh(u).
     obs is (B, S), u (B, A), a in [-1,1] (B, A); Q, V and shifts are in units of the soft return,
-    log_prob in nats. get_q and log_prob are those of a = tanh(u), but take u: near +-1 a float32
-    a cannot give u back. K = max(1, num_shifts)."""
+    log_prob in nats. get_q and log_prob are those of a = tanh(u), but take u: rounded near +-1, an
+    action has lost it. K = max(1, num_shifts)."""
 
     def __init__(self, obs_dim, act_dim, alpha, sigma_min=-5.0, sigma_max=-0.3, coupling="additive", num_shifts=2):
         super().__init__()
@@ -224,11 +222,11 @@ class FlowPolicy(nn.Module):
 
     def inverse_nonlinear(self, obs, u, dropout=None):
         """u (B, A) -> sigma(s) * z (B, A), log prod_{i in S_n} |det J_i(a,s)| (B,), with tanh's."""
-        # d atanh(a)/da = 1/(1-a^2); -log(1 - tanh(u)^2) = 2 log cosh(u), so as not to overflow
+        # d atanh(a)/da = 1/(1-a^2), and log of that = 2 log cosh(u), for 1 - tanh(u)^2 rounds to 0
         log_det = 2 * (u + nn.functional.softplus(-2 * u) - math.log(2)).sum(dim=1)
         for i in reversed(range(len(self.couplings))):
-            masks = (None, None) if dropout is None else dropout[i]
-            u, layer_log_det = self.couplings[i].inverse(obs, u, masks)
+            layer_dropout = (None, None) if dropout is None else dropout[i]
+            u, layer_log_det = self.couplings[i].inverse(obs, u, layer_dropout)
             log_det = log_det + layer_log_det
         return u, log_det
 
@@ -239,7 +237,7 @@ class FlowPolicy(nn.Module):
         return log_det - 0.5 * (scaled_z / self.log_sigma(obs).exp()).square().sum(dim=1)
 
     def log_partition(self, obs):
-        """-log( prod_{i in S_l} |det J_i| ) of Eq. 8, with p_z's constant: (B, S) -> (B,)."""
+        """-log( prod_{i in S_l} |det J_i| ) of Eq. 8, less p_z's constant: (B, S) -> (B,)."""
         return self.log_sigma(obs).sum(dim=1) + 0.5 * self.act_dim * math.log(2 * math.pi)
 
     def get_q(self, obs, u, dropout=None):
@@ -266,13 +264,13 @@ class FlowPolicy(nn.Module):
 
     def draw(self, obs, deterministic=False):
         """u of an action a = tanh(u) ~ pi(.|s), by one forward pass: (B, S) -> (B, A).
-        deterministic: the forward pass of z = 0 (Sec. 3.3). With additive couplings that is the
-        mode of u's density, so tanh(u) is not quite argmax_a Q(s,a), in which tanh counts too."""
+        deterministic: the forward pass of z = 0 (Sec. 3.3). With additive couplings it is the mode
+        of u's density; argmax_a Q(s,a) differs a little, for Q counts tanh's Jacobian too."""
         z = obs.new_zeros(obs.shape[0], self.act_dim)
         return self(obs, z if deterministic else torch.randn_like(z))
 
     def act(self, obs, deterministic=False):
-        """An action as the environment takes it: (B, S) -> act (B, A). See `draw`."""
+        """An action in [-1,1]: (B, S) -> act (B, A). See `draw`."""
         return torch.tanh(self.draw(obs, deterministic))
 
 
@@ -409,7 +407,7 @@ class Adam:
     """Adam (Kingma & Ba 2015) on a vector (P,): torch.optim.Adam's numbers, but torch.compile can
     trace it. A schedule sets optimizer.param_groups[0]["lr"], as with PyTorch's optimizers."""
 
-    __slots__ = ("param_groups", "exp_avg", "exp_avg_sq", "weights", "bias")  # no others: not .lr
+    __slots__ = ("param_groups", "exp_avg", "exp_avg_sq", "weights", "bias")  # so that .lr = x fails
 
     def __init__(self, vector, lr):
         self.param_groups = [ParamGroup(vector.new_tensor(lr))]
@@ -428,16 +426,17 @@ class Adam:
 
 def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout):
     """Algorithm 1's update: a gradient step on Eq. 9 and a Polyak step of the target, which starts
-    as a copy of the policy (and has its own alpha). See `flatten`.
+    as a copy of the policy and keeps an alpha of its own. See `flatten`.
     optimizer: Adam(policy.vector, lr). data: Transitions of B rows.
-    dropout: `dropout_masks(policy, B)`; None leaves out what is a part of MEow.
+    dropout: `dropout_masks(policy, B)`; None: no dropout, which MEow's loss has. (.eval() changes
+    nothing.)
     Returns the loss (), Q (B, K) and the norm of the gradient before it is clipped ()."""
     check_flat(policy)
     check_flat(target)
     with torch.no_grad():
         v_clip = target.get_v(data.next_obs).min(dim=1, keepdim=True).values  # SCDQ (Sec. 3.2)
         target_q = data.reward + gamma * (1 - data.terminated) * v_clip  # only termination cuts
-    q = policy.get_q(data.obs, data.u, dropout)  # Q + b1 and Q + b2, by one pass of the flow
+    q = policy.get_q(data.obs, data.u.detach(), dropout)  # Q + b1, Q + b2: one pass of the flow
     loss = 0.5 * (q - target_q.expand_as(q)).square().sum(dim=1).mean()  # Eq. 9, both shifts
     grads = torch.autograd.grad(loss, list(policy.parameters()))
 
@@ -451,7 +450,7 @@ def update(policy, target, optimizer, data, gamma, tau, max_grad_norm, dropout):
 
 @torch.no_grad()
 def diagnostics(policy, data, loss, q, grad_norm):
-    """What an `update` showed, for the logs: {name: number}."""
+    """{name: number} for the logs: of an `update`, and log-determinants of the policy after it."""
     scalars = {"losses/qf_loss": loss, "losses/grad_norm": grad_norm}
     for k, q_k in enumerate(q.mean(dim=0)):
         scalars[f"losses/qf{k + 1}_values"] = q_k
@@ -557,9 +556,9 @@ def train(args):
 
 # ---- Speed: the same numbers, sooner. Of the paper there is only the 0.1 of dropout below -------
 def flatten(module):
-    """Makes all parameters views of one new vector (P,), `module.vector`, which `update` moves at
-    once. Call it after .to(device), copying, a new layer: whatever gives parameters other memory.
-    Layers must not share parameters."""
+    """Makes all parameters views of one new vector (P,), `module.vector`, which `update` moves in one
+    operation. Call it after .to(device), copying, a new layer: whatever gives parameters other
+    memory. All parameters learn: layers must share none, and none may be frozen or unused."""
     module.vector = nn.utils.parameters_to_vector(module.parameters()).detach()
     nn.utils.vector_to_parameters(module.vector, module.parameters())
     return module
@@ -571,7 +570,8 @@ def check_flat(module):
         return  # the compiler cannot trace addresses; RecordedStep has checked
     vector = getattr(module, "vector", torch.empty(0))
     if parameters_end(module, vector.data_ptr()) != vector.data_ptr() + vector.nbytes:
-        raise ValueError("update needs all parameters in module.vector: call flatten(policy), flatten(target) again")
+        advice = "call flatten(policy), flatten(target) again; layers must share none"
+        raise ValueError(f"update needs all parameters in module.vector: {advice}")
 
 
 def parameters_end(module, address):
@@ -588,10 +588,11 @@ def parameters_end(module, address):
 
 def dropout_masks(policy, batch):
     """Draws the masks of dropout 0.1 for `batch` rows:
-    (couplings, hypernetworks, hidden layers 2, batch, 64), 0 or 1/0.9."""
+    (couplings, hypernetworks, hidden layers 2, batch, hidden), 0 or 1/0.9."""
     networks = 1 if policy.couplings[0].log_scale is None else 2
     # SPEED: one draw of 16 random bits per unit for all masks: 0.14 ms, compiled nn.Dropout 1.3 ms
-    shape = len(policy.couplings), networks, 2, batch, 64 // 4
+    hidden = policy.couplings[0].translation[-1].in_features
+    shape = len(policy.couplings), networks, 2, batch, hidden // 4
     bits = torch.empty(shape, dtype=torch.int64, device=policy.couplings[0].mask.device)
     bits, dropped = bits.random_(-(2**63), None).view(torch.int16), round(0.1 * 2**16)
     masks = torch.empty(bits.shape, device=bits.device)
@@ -613,9 +614,9 @@ class Linear(nn.Linear):
 
 
 class RecordedStep:
-    """A function that is recorded at its first calls and then repeated: arguments by position,
-    modules first, and with the modules, optimizer, shapes, types, strides and numbers of the first
-    call. The learning rate may change; for anything else make a new one. Subclasses define `run`."""
+    """A function that is recorded at its first calls and then repeated. Call it with arguments by
+    position, modules first, and always the same modules, optimizer, shapes, types, strides and
+    numbers. The learning rate may change; for anything else make a new one. Subclasses have `run`."""
 
     def __init__(self, function):
         self.function, self.first, self.calls = function, None, 0
@@ -633,9 +634,12 @@ class RecordedStep:
             if isinstance(x, nn.Module):
                 check_flat(x)
                 given.append(x.vector.data_ptr())
-                given += [value for value in vars(x).values() if isinstance(value, (int, float))]
+                for name, value in vars(x).items():
+                    if isinstance(value, (int, float)) and name != "training":
+                        given.append(value)
             elif isinstance(x, Adam):
-                given.append(x.param_groups[0].lr.data_ptr())
+                for tensor in (x.param_groups[0].lr, x.exp_avg, x.exp_avg_sq, x.bias):
+                    given.append(tensor.data_ptr())
         self.first = self.first or given
         if given != self.first:
             name, kind = self.function.__name__, type(self).__name__
@@ -645,7 +649,7 @@ class RecordedStep:
 
 
 class OnVectors(nn.ModuleList):
-    """Modules, as arguments of a function, with parameters made from their vectors.
+    """The modules that a function takes. `on_vectors` calls it with parameters cut from their vectors.
     SPEED: -5%: the compiled graph takes two vectors instead of 100 parameters."""
 
     def forward(self, function, *inputs):
@@ -655,7 +659,7 @@ class OnVectors(nn.ModuleList):
         pieces = {}
         for i, module in enumerate(self):
             vector, first = module.vector.detach().requires_grad_(), 0
-            for name, param in module.named_parameters(f"{i}"):
+            for name, param in module.named_parameters(str(i)):
                 pieces[name] = vector[first : first + param.numel()].view(param.shape)
                 first += param.numel()
         return torch.func.functional_call(self, pieces, inputs)
@@ -683,7 +687,7 @@ class CompiledStep(RecordedStep):
 
 
 class CapturedStep(RecordedStep):
-    """One CUDA graph from the fourth call on, whose inputs and results each later call writes over.
+    """One CUDA graph from the fourth call on. Later calls overwrite that call's inputs and results.
     SPEED: 564 steps/s of Hopper-v4 on an H100, not 68."""
 
     def run(self, inputs, tensors):
@@ -830,7 +834,7 @@ def step_simulator(env, actions, resets):
 
 
 def set_up_torch(args, device, stack):
-    """Seeds the random streams; sets PyTorch's threads and products until the stack closes."""
+    """Seeds the random streams; sets PyTorch's threads and precision until the stack closes."""
     # TRY NOT TO MODIFY: seeding
     random.seed(args.seed)
     np.random.seed(args.seed)
@@ -876,8 +880,8 @@ def save_file(path, content):
 
 @contextlib.contextmanager
 def loaded(path, flag):
-    """Gives what save_file wrote; nothing in it can run code. Raises UsageError if it is missing,
-    damaged or of no use in here."""
+    """Gives what save_file wrote; nothing in it can run code. Raises UsageError if it is missing or
+    damaged, or if the block fails."""
     try:
         with zipfile.ZipFile(path) as file:
             if file.testzip() is not None:
@@ -910,7 +914,7 @@ class Run(contextlib.ExitStack):
         versions = {name: str(sys.modules[name].__version__) for name in VERSIONED if name in sys.modules}
         settings = {**asdict(args), "resume": None}
         self.about = {"args": settings, "versions": versions, "network": network, "run": folder.name}
-        self.state = {"step": 0, "seconds": 0.0, "replay": [], "added": 0}
+        self.state = {"step": 0, "seconds": 0.0, "replay": [], "added": 0, "returns": [], "successes": []}
         self.state.update(best=-math.inf, table="", wandb_id=None)
         if args.resume is not None:
             self.load_checkpoint()
@@ -935,7 +939,7 @@ class Run(contextlib.ExitStack):
         """Keeps a second process away, where the file system can."""
         try:
             self.enter_context(FileLock(self.dir / "lock", timeout=0))
-        except Timeout:
+        except Timeout:  # an OSError too
             raise
         except OSError as error:
             say(f"{self.name} is not guarded against a second process: {error}")
@@ -1000,15 +1004,15 @@ class Run(contextlib.ExitStack):
             self.state["best"] = float(score)
 
     def checkpoint_is_due(self, step, ended):
-        """At an episode's end, the first after --checkpoint-frequency steps; without any, after ten
-        times as many."""
+        """At the end of the first episode, then of the first one after --checkpoint-frequency steps;
+        where none ends, after ten times as many."""
         waited = (step - self.state["step"]) / self.args.checkpoint_frequency
-        return waited >= 10 or ended and (waited >= 1 or not self.state["replay"])
+        return waited >= 10 or (ended and (waited >= 1 or not self.state["replay"]))
 
     def checkpoint(self, step, learned, **rest):
         """Writes what --resume needs, new transitions first. A kill or full disk leaves the one
         before it whole. Raises FloatingPointError if the first of `learned` is not finite."""
-        if not bool(torch.isfinite(learned[0]).all()):
+        if not torch.isfinite(learned[0]).all():
             raise FloatingPointError(f"not finite at step {step:,}: the policy has diverged, lower --learning-rate")
         self.writer.flush()
         added = self.rb.added
