@@ -452,6 +452,8 @@ def train(args):
             env = stack.enter_context(make_env(args.env_id, film))
         rb = ReplayBuffer(args.buffer_size, obs_dim, act_dim, device)
         run = stack.enter_context(Run(args, folder, network, rb))
+        if args.total_timesteps < run.first_step:
+            raise UsageError(f"--total-timesteps must be {run.first_step:,} or more, which are done")
         say(f"{run.name}: {paper_row(args.env_id) or 'default'} settings, flags win\n{args}")
         policy = flatten(FlowPolicy(**network).to(device))
         target = flatten(copy.deepcopy(policy)).requires_grad_(False)

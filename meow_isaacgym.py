@@ -506,6 +506,8 @@ def train(args):
         check_memory(device, "--buffer-steps", capacity, 2 * obs_dim + act_dim + 2)
         rb = VectorReplayBuffer(capacity, obs_dim, act_dim, device)
         run = stack.enter_context(Run(args, folder, network, rb))
+        if args.total_vector_steps < run.first_step:
+            raise UsageError(f"--total-vector-steps must be {run.first_step:,} or more, which are done")
         say(f"{run.name}: {paper_row(args.task) or 'default'} settings, flags win\n{args}")
         agent = Agent(network).to(device)
         policy, normalizer = flatten(agent.policy), agent.normalizer
