@@ -527,8 +527,7 @@ def train(args):
             if global_step <= args.random_steps:
                 u = policy.pre_tanh(2 * torch.rand(shape, device=device) - 1)
             else:
-                with torch.no_grad():
-                    u = forward(policy, normalizer(obs), torch.randn(shape, device=device))
+                u = forward(policy, normalizer(obs), torch.randn(shape, device=device))
             next_obs, reward, done, timed_out, in_episode = step_simulator(env, u.tanh(), resets)
             statistics.add(reward, done, in_episode)
 

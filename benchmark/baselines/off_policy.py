@@ -92,6 +92,8 @@ def open_run(args, capacity, **about):
         rb = meow.ReplayBuffer(capacity, obs_dim, act_dim, device)
         network = {"obs_dim": obs_dim, "act_dim": act_dim, **about}
         run = stack.enter_context(meow.Run(args, folder, network, rb))
+        if args.total_timesteps < run.first_step:
+            raise meow.UsageError(f"--total-timesteps must be {run.first_step:,} or more, which are done")
         meow.say(f"{run.name}\n{args}")
         yield run, env, eval_envs, device
         meow.say(f"finished: {run.name}")
@@ -130,10 +132,10 @@ def train(make_agent, args):
                 if step % 100 == 0:
                     run.log(step, {f"losses/{name}": loss for name, loss in losses.items()})
                     run.log(step, {"charts/SPS": int(step / run.seconds())})
-            if step % args.eval_frequency == 0 or step == args.total_timesteps:
-                meow.evaluate_and_save(run, agent, eval_envs, step)
             if terminated or truncated:
                 meow.log_episode(run, step, info)
+            if step % args.eval_frequency == 0 or step == args.total_timesteps:
+                meow.evaluate_and_save(run, agent, eval_envs, step)
             if run.checkpoint_is_due(step, terminated or truncated):
                 optimizers = [optimizer.state_dict() for optimizer in agent.optimizers]
                 run.checkpoint(step, learned, optimizers=optimizers)
