@@ -151,7 +151,7 @@ def test_a_run_leaves_its_evaluations_settings_and_scalars(name, losses):
     assert {path.name for path in run.dir.iterdir()} >= {"checkpoint.pt", "config.json", "evaluations.csv", "model.pt"}
     rows = evaluations(run.dir)
     assert [row["step"] for row in rows] == ["0", "40", "80", "120", "160"]
-    assert list(rows[0]) == ["step", "mean", "std", "return_0", "return_1"]
+    assert list(rows[0]) == ["step", "mean", "std", "return_0", "return_1", "success_rate"]
     assert {(row["mean"], row["return_1"]) for row in rows} == {("28.0", "28.0"), ("55.0", "55.0")}
     config = json.loads((run.dir / "config.json").read_text())
     assert config["args"]["env_id"] == "Counting-v0" and {"mujoco", "torch"} <= config["versions"].keys()
