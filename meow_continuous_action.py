@@ -465,7 +465,7 @@ def train(args):
         else:
             run.restore(learned)
         obs, _ = env.reset(seed=np.random.randint(2**31))  # always a seed, so that episodes repeat
-        for global_step in trange(run.first_step + 1, args.total_timesteps + 1, mininterval=1):
+        for global_step in trange(run.first_step + 1, args.total_timesteps + 1, mininterval=1, miniters=1):
             # Algorithm 1: act. u is the action before tanh
             if global_step <= args.learning_starts:
                 u = policy.pre_tanh(2 * torch.rand(1, act_dim) - 1)
@@ -1081,7 +1081,8 @@ def main():
     """The command line. Returns the exit code: 0, 2 for bad input, 1 where a run had to stop, 130
     after Ctrl-C."""
     sys.path.append(os.getcwd())  # for a user's own modules
-    warnings.filterwarnings("ignore", message=".*is out of date")  # v4 is the point here
+    for message in (".*is out of date", ".*precision lowered"):  # v4 and float32 are the point here
+        warnings.filterwarnings("ignore", message=message)
     for flag in sys.argv:
         if flag.endswith(("=True", "=False")):
             print(f"{flag} must be written without a value: --track, --no-track and the like", file=sys.stderr)

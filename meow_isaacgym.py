@@ -522,7 +522,7 @@ def train(args):
         shape = args.num_envs, act_dim
         obs, resets = begin(run, learned, env, first, statistics)
         results = None  # of the last update
-        for global_step in trange(run.first_step + 1, args.total_vector_steps + 1, mininterval=1):
+        for global_step in trange(run.first_step + 1, args.total_vector_steps + 1, mininterval=1, miniters=1):
             # Algorithm 1: act. u is the action before tanh
             if global_step <= args.random_steps:
                 u = policy.pre_tanh(2 * torch.rand(shape, device=device) - 1)
