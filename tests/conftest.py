@@ -1,5 +1,6 @@
 """Small environments whose transitions can be counted, registered for every test, and the command line in-process."""
 
+import csv
 import multiprocessing
 import os
 import signal
@@ -7,12 +8,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections import Counter
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of scripts that tests start: more threads only get in each other's way
 torch.set_num_threads(1)
@@ -32,53 +35,65 @@ def gpu_for_test_cuda_alone(request):
 @pytest.fixture
 def script(tmp_path, monkeypatch, capfd):
     """script(*flags) is `python meow_continuous_action.py ...` in an empty folder, but, for speed, in this process."""
-    import meow_continuous_action as meow
+    import meow_continuous_action
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")  # tyro breaks its sentences to fit the terminal
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
 
-    def call(*flags):
-        monkeypatch.setattr(sys, "argv", ["meow_continuous_action.py", *map(str, flags)])
+    def call(*flags, module=meow_continuous_action):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, flags)])
         capfd.readouterr()
         try:
-            code = meow.main()
+            code = module.main()
         except SystemExit as stop:
             code = stop.code
+        except Exception:
+            traceback.print_exc()
+            code = 1
         return subprocess.CompletedProcess(flags, code, *capfd.readouterr())
 
     return call
 
 
+def table(run_dir, name="evaluations.csv"):
+    with open(run_dir / name) as file:
+        return list(csv.DictReader(file))
+
+
 class CountingEnv(gym.Env):
     """obs = [episode, t, t]: an episode alternates between terminating at t = 7 and running into its time limit of 10.
 
-    `poison` = (what, episode) spoils "obs" (NaN), "reward" (inf) or "overflow" (no float32) at t = 5 of that episode.
+    `poison` = (what, episode) spoils "obs" (NaN), "reward" (inf) or "overflow" (no float32) at t = 5 of that episode,
+    or the first observation ("reset").
     """
 
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    observation_space = Box(-np.inf, np.inf, (3,), np.float64)
+    action_space = Box(-0.4, 0.8, (2,), np.float32)
 
-    def __init__(self, render_mode=None, action_space=None, observation_space=None, poison=(None, 0)):
-        self.action_space = action_space or gym.spaces.Box(-0.4, 0.8, (2,), np.float32)
-        self.observation_space = observation_space or CountingEnv.observation_space
+    def __init__(self, render_mode=None, poison=(None, 0), **spaces):
         self.render_mode, self.poison = render_mode, poison
         self.episode, self.actions = -1, []
+        vars(self).update(spaces)
 
-    def observe(self):
-        return np.array([self.episode, self.t, self.t], dtype=np.float64)
+    def observe(self, spoilt):
+        obs = np.array([self.episode, self.t, self.t], dtype=np.float64)
+        return obs * np.nan if spoilt else obs
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.episode, self.t = self.episode + 1, 0
-        return self.observe() * (np.nan if self.poison == ("reset", self.episode) else 1), {}
+        return self.observe(self.poison == ("reset", self.episode)), {}
 
     def step(self, action):
         self.t += 1
         self.actions.append(action)
-        what = self.poison[0] if (self.t, self.episode) == (5, self.poison[1]) else None
-        obs = self.observe() * np.nan if what == "obs" else self.observe()
+        what, episode = self.poison
+        if (self.t, self.episode) != (5, episode):
+            what = None
         reward = {"reward": np.inf, "overflow": 1e300}.get(what, float(self.t))
-        return obs, reward, self.t == 7 and self.episode % 2 == 0, False, {}
+        terminated = self.t == 7 and self.episode % 2 == 0
+        return self.observe(what == "obs"), reward, terminated, False, {}
 
 
 def register(name, **kwargs):
@@ -91,11 +106,10 @@ for what in ("obs", "reward", "overflow"):
 register("Poisoned-first-v0", poison=("obs", 0))
 register("Poisoned-reset-v0", poison=("reset", 7))  # not at the first contact, which resets six times
 register("Discrete-v0", action_space=gym.spaces.Discrete(3))
-register("Unbounded-v0", action_space=gym.spaces.Box(-np.inf, np.inf, (2,)))
-register("IntegerAction-v0", action_space=gym.spaces.Box(-1, 1, (2,), np.int64))
-register("MatrixAction-v0", action_space=gym.spaces.Box(-1, 1, (2, 2)))
-register("Image-v0", observation_space=gym.spaces.Box(0, 255, (8, 8, 3), np.uint8))
-register("Dict-v0", observation_space=gym.spaces.Dict({"x": gym.spaces.Box(-1, 1, (3,))}))
+register("Unbounded-v0", action_space=Box(-np.inf, np.inf, (2,)))
+register("IntegerAction-v0", action_space=Box(-1, 1, (2,), np.int64))
+register("MatrixAction-v0", action_space=Box(-1, 1, (2, 2)))
+register("Image-v0", observation_space=Box(0, 255, (8, 8, 3), np.uint8))
 
 
 class Count(gym.Env):
@@ -103,21 +117,20 @@ class Count(gym.Env):
     `raises` ends the 30th step of an instance."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
-    observation_space, action_space = gym.spaces.Box(-9, 9999, (2,), np.float32), gym.spaces.Box(-1, 1, (1,))
+    observation_space, action_space = Box(-9, 9999, (2,), np.float32), Box(-1, 1, (1,))
     resets, t, steps, alive = 0, 0, 0, Counter()
 
     def __init__(self, kind="plain", raises=None, render_mode=None):
-        self.kind, self.raises, self.render_mode, self.memory = kind, raises, render_mode, np.zeros(2)
+        self.kind, self.raises, self.render_mode = kind, raises, render_mode
+        self.memory, self.number = np.zeros(2), Count.alive[kind] if kind == "numbered" else 0
         self.world = Count if kind == "shared world" else self
-        if kind == "larger":
-            self.observation_space = gym.spaces.Box(-9, 9999, (3,), np.float32)
-        if kind in ("dict", "thread and dict"):
-            self.observation_space = gym.spaces.Dict(x=gym.spaces.Box(-9, 9999, (2,)))
+        if kind == "dict":
+            self.observation_space = gym.spaces.Dict(x=self.observation_space)
         if kind == "constructor":
             raise OSError("the data set is missing")
         if kind == "quits":
             sys.exit(0)
-        if Count.alive[kind] >= {"only one": 1, "only two": 2, "thread and only two": 2}.get(kind, 99):
+        if Count.alive[kind] >= {"only one": 1, "only two": 2}.get(kind, 99):
             raise RuntimeError("the robot is in use")
         if kind == "folder":
             os.chdir(tempfile.mkdtemp())
@@ -125,28 +138,29 @@ class Count(gym.Env):
             torch.set_default_dtype(torch.float64)
         if kind == "gradients":
             torch.set_grad_enabled(False)
-        if kind.startswith("thread"):
-            self.helper, self.stop = threading.Thread(target=(event := threading.Event()).wait, args=(200,)), event.set
-            self.helper.start()
-        if kind == "child":
-            context = multiprocessing.get_context("fork")
-            self.helper, self.stop = context.Process(target=(event := context.Event()).wait, args=(200,)), event.set
+        if kind in ("thread", "child"):
+            context = multiprocessing.get_context("fork") if kind == "child" else threading
+            make = context.Process if kind == "child" else context.Thread
+            event = context.Event()
+            self.stop, self.helper = event.set, make(target=event.wait, args=(200,))
             self.helper.start()
         Count.alive[kind] += 1
 
     def close(self):
         Count.alive[self.kind] -= 1
-        if self.kind.startswith(("thread", "child")):
+        if self.kind in ("thread", "child"):
             self.stop()
             self.helper.join()
 
     def observation(self):
-        numbers = [self.world.t, self.resets if self.kind == "unseeded" else 0]
+        if self.kind == "noise":  # as no environment should
+            return np.random.standard_normal(2).astype(np.float32)
+        numbers = [self.world.t, self.resets if self.kind == "unseeded" else self.number]
         self.memory[:] = numbers
         if self.kind == "list of integers at reset" and self.t == 0:
             return numbers
-        kinds = {"memory": self.memory, "row": np.array([numbers]), "tensor": torch.tensor(numbers), "short": [self.t]}
-        kinds |= {"larger": np.array([*numbers, 0]), "dict": {"x": self.memory}}
+        kinds = {"memory": self.memory, "row": np.array([numbers]), "tensor": torch.tensor(numbers)}
+        kinds |= {"short": [self.t], "dict": {"x": self.memory}}
         return kinds.get(self.kind, np.array(numbers, np.float32))
 
     def reset(self, seed=None, options=None):
@@ -156,13 +170,22 @@ class Count(gym.Env):
 
     def step(self, action):
         self.world.t, self.steps = self.world.t + 1, self.steps + 1
-        kinds = {"array reward": (np.array([1.0]), np.array([False])), "no flag": (1.0, None)}
-        kinds |= {"curriculum": (float(self.resets), False), "money": (1e25, False)}
-        reward, ends = kinds.get(self.kind, (1.0, False))
         if self.raises is not None and self.steps == 30:
             raise self.raises()
-        success = {"is_success": self.resets % 4 == 1, "success": self.t == 1} if self.kind == "success" else {}
-        return (self.observation(), reward, ends, *([] if self.kind == "old step" else [False]), success)
+        reward, terminated, info = 1.0, False, {}
+        if self.kind == "array reward":
+            reward, terminated = np.array([1.0]), np.array([False])
+        elif self.kind == "curriculum":
+            reward = float(self.resets)
+        elif self.kind == "money":
+            reward = 1e25
+        elif self.kind == "no flag":
+            terminated = None
+        elif self.kind == "success":
+            info = {"is_success": self.resets % 4 == 1, "success": self.t == 1}
+        if self.kind == "old step":
+            return self.observation(), reward, terminated, info
+        return self.observation(), reward, terminated, False, info
 
     def render(self):
         if self.kind != "film":
@@ -177,8 +200,9 @@ def count(kind="plain", limit=7, raises=None):
     return name
 
 
-for kind in ("thread", "child"):  # also for scripts that tests start
-    for raises in (None, OSError, ZeroDivisionError, KeyboardInterrupt, SystemExit):
-        count(kind, raises=raises)
-count("thread and dict"), count("thread and only two")
 gym.register("Normalized-v0", lambda **kwargs: gym.wrappers.NormalizeObservation(Count(**kwargs)), max_episode_steps=7)
+
+
+# Also for scripts that tests start
+count("thread")
+count("child", raises=ZeroDivisionError)

@@ -15,18 +15,14 @@ import torch
 import meow_continuous_action as meow
 
 SCRIPT = Path(__file__).parent.parent / "meow_continuous_action.py"
-SHORT = ["--total-timesteps", "300", "--learning-starts", "250", "--eval-frequency", "150", "--eval-episodes", "2"]
+SHORT = "--total-timesteps=300 --learning-starts=250 --eval-frequency=150 --eval-episodes=2".split()
 
 
 def run(*flags, cwd, script=SCRIPT, timeout=300, **env):
-    env = {k: v for k, v in os.environ.items() if k != "DISPLAY"} | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | env
+    env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | env
+    env.pop("DISPLAY", None)
     command = [sys.executable, str(script), *flags]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
-
-
-def run_counting(*flags, cwd, **env):
-    """The script with the environments of conftest.py registered, by --env-id conftest:NAME."""
-    return run(*flags, cwd=cwd, PYTHONPATH=str(Path(__file__).parent), **env)
 
 
 def assert_refused(result, flag, cwd, *words):
@@ -38,12 +34,7 @@ def assert_refused(result, flag, cwd, *words):
     assert not list(Path(cwd).glob("runs/*"))
 
 
-def assert_videos(folder):
-    videos = [imageio.v3.imread(path) for path in Path(folder).rglob("*.mp4")]
-    assert videos and all(frames.ndim == 4 and len(frames) > 1 and frames[0].std() > 1 for frames in videos)
-
-
-@pytest.mark.parametrize("env_id", ["Hopper-v4", "HalfCheetah-v4", "Walker2d-v4", "Ant-v4", "Humanoid-v5"])
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v4", "Walker2d-v4", "Ant-v4", "Humanoid-v5"])
 def test_the_papers_environments_train_from_the_command_line(env_id, script):
     result = script("--env-id", env_id, *SHORT)
     assert result.returncode == 0, result.stderr
@@ -61,21 +52,12 @@ def test_help_names_every_flag_its_meaning_and_its_source(tmp_path):
     assert result.stdout.count("Table A") >= 8 and "Sec. 3.2" in result.stdout
 
 
-def test_wandb_offline_records_the_run_and_training_is_filmed(tmp_path):
-    flags = ["--env-id", "Pendulum-v1", *SHORT, "--track", "--capture-video"]
-    result = run(*flags, cwd=tmp_path, WANDB_MODE="offline", WANDB_SILENT="true", SDL_VIDEODRIVER="dummy")
-    assert result.returncode == 0, result.stderr
-    assert_videos(tmp_path / "videos")
-    (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    content = record.read_bytes()
-    assert b"eval/episodic_return" in content and b"learning_rate" in content
-
-
 def test_capture_video_of_mujoco_plays_or_says_what_is_missing(tmp_path):
-    flags = ["--total-timesteps", "60", "--learning-starts", "50", "--eval-episodes", "1", "--capture-video"]
+    flags = "--total-timesteps=60 --learning-starts=50 --eval-episodes=1 --capture-video".split()
     result = run("--env-id", "Hopper-v4", *flags, cwd=tmp_path)
+    videos = list((tmp_path / "videos").rglob("*.mp4"))
     if result.returncode == 0:
-        assert_videos(tmp_path / "videos")
+        assert videos and imageio.v3.imread(videos[0])[-1].std() > 1
     else:  # a machine without any OpenGL library
         assert_refused(result, "MUJOCO_GL", tmp_path)
 
@@ -95,10 +77,11 @@ BAD_FLAGS = """
 --sigma-max=inf; --learning-starts=1500000; --buffer-size=255; --buffer-size=1000000000000 GB; --coupling=spline affine
 --num-shifts=3 '0', '1', '2'; --resume=none none; --evaluate=none none; --resume= ; --evaluate= ; --save-model
 --track=True --no-track; --compile=False without a value
---resume=none --evaluate=none; --stochastic; --env-id=Hoper-v4 Hopper; --env-id=Hopper-v9 v5
+--stochastic; --env-id=Hoper-v4 Hopper; --env-id=Hopper-v9 v5
+--env-id=FetchReach-v4 PACKAGE:ID
 --env-id=no_such_module:Env-v0 no_such_module; --env-id=CartPole-v1 Discrete; --env-id=Discrete-v0 bounded 1-D Box
 --env-id=Unbounded-v0 bounded 1-D Box; --env-id=IntegerAction-v0 of float actions; --env-id=MatrixAction-v0 (2, 2)
---env-id=Image-v0 (8, 8, 3); --env-id=Dict-v0 1-D Box
+--env-id=Image-v0 (8, 8, 3)
 """
 
 
@@ -107,7 +90,8 @@ def test_bad_values_are_refused_before_any_work(line, script, tmp_path, monkeypa
     """Each line: a flag, which the sentence must name, and what else it must say."""
     monkeypatch.setattr(meow, "evaluate", None)  # what is not refused fails, and does not train
     flags = re.findall(r"--\S+", line)
-    assert_refused(script(*flags), flags[0].partition("=")[0], tmp_path, line.split(flags[-1])[1].strip())
+    words = line.split(flags[-1])[1].strip()
+    assert_refused(script(*flags), flags[0].partition("=")[0], tmp_path, words)
     assert not list(tmp_path.iterdir())
 
 
@@ -132,10 +116,3 @@ def test_a_gpu_that_pytorch_cannot_use_is_left_alone(script, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: pytest.fail("CUDA was initialised"))
     result = script("--env-id", "Pendulum-v1", *SHORT)
     assert result.returncode == 0, result.stderr
-
-
-def test_a_diverged_run_stops_with_one_sentence_and_its_logs(script):
-    result = script("--env-id", "Poisoned-obs-v0", *SHORT, "--eval-episodes", "1")
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "not finite" in result.stderr
-    assert len(list(Path("runs").glob("*/events*"))) == 1
