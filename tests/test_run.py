@@ -37,7 +37,7 @@ parser.add_argument("--hang", action="store_true")
 parser.add_argument("--resume")
 args = parser.parse_args()
 
-run_dir = Path(args.resume or f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}")
+run_dir = Path(args.resume or f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(1e3 * time.time())}")
 run_dir.mkdir(parents=True, exist_ok=True)
 lock = FileLock(run_dir / "lock")
 lock.acquire(timeout=0)
