@@ -1,6 +1,7 @@
 """The training loop, buffer and evaluation: what is stored, what is seeded, what stops a run."""
 
 import json
+import random
 from pathlib import Path
 
 import conftest
@@ -216,3 +217,19 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_and_the_last_checkp
     assert state["step"] in (58, 68)
     for tensor in state["learned"]:
         assert torch.isfinite(tensor).all()
+
+
+def test_an_evaluation_leaves_the_random_streams_as_they_were():
+    def streams():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    class Drawing(gym.Wrapper):
+        def step(self, action):
+            random.random(), np.random.random(), torch.rand(1)
+            return self.env.step(action)
+
+    envs = gym.vector.SyncVectorEnv([lambda: Drawing(meow.make_env("Pendulum-v1"))])
+    policy = FlowPolicy(3, 1, 0.25)
+    before = streams()
+    meow.evaluate(policy, envs, deterministic=False)
+    assert streams() == before

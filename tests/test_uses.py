@@ -114,6 +114,19 @@ def test_a_target_that_is_not_flat_is_refused_and_an_update_must_say_that_it_has
             update(policy, not_flat, optimizer, batch(), *SETTINGS, None)
 
 
+def test_a_policy_that_is_shared_and_flattened_again_learns_and_stays_shared():
+    policy, *_ = learners(FlowPolicy.share_memory)
+    assert all(param.is_shared() for param in policy.parameters())
+    policy = flatten(FlowPolicy(5, 3, 0.25))
+    policy.vector.share_memory_()
+    torch.nn.utils.vector_to_parameters(policy.vector, policy.parameters())
+    target, optimizer = flatten(copy.deepcopy(policy)).requires_grad_(False), Adam(policy.vector, 1e-2)
+    before = policy.vector.clone()
+    update(policy, target, optimizer, batch(), *SETTINGS, None)
+    assert not torch.equal(policy.vector, before)
+    assert all(param.is_shared() for param in policy.parameters())
+
+
 class Act(torch.nn.Module):
     def __init__(self, policy):
         super().__init__()

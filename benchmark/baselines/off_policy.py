@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import meow_continuous_action as meow  # noqa: E402  the line above lets Python find it
+import meow_continuous_action as meow
 
 MeowArgs = meow.Args  # `main` replaces it
 

@@ -18,10 +18,10 @@ from typing import Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import meow_isaacgym as meow  # noqa: E402  it imports isaacgym, which must come before torch
+import meow_isaacgym as meow  # it imports isaacgym, which must come before torch
 
-import torch  # noqa: E402  isort: skip
-import torch.nn as nn  # noqa: E402
+import torch  # isort: skip
+import torch.nn as nn
 
 MeowArgs = meow.Args  # the last lines replace it
 

@@ -17,8 +17,8 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmark.multigoal import GOALS, MultiGoalEnv  # noqa: E402
-from meow_continuous_action import load_policy  # noqa: E402
+from benchmark.multigoal import GOALS, MultiGoalEnv
+from meow_continuous_action import load_policy
 
 
 @dataclass

@@ -16,8 +16,8 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmark.simulators.mujoco import CONTROL_SECONDS, make  # noqa: E402
-from meow_isaacgym import load_agent  # noqa: E402
+from benchmark.simulators.mujoco import CONTROL_SECONDS, make
+from meow_isaacgym import load_agent
 
 
 @dataclass

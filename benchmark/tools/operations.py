@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import meow_continuous_action as meow  # noqa: E402  the line above lets Python find it
+import meow_continuous_action as meow
 
 
 @dataclass

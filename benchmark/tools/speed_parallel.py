@@ -19,10 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import meow_isaacgym as meow  # noqa: E402, I001  it must come before torch
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import tyro  # noqa: E402
+import meow_isaacgym as meow  # noqa: I001  it must come before torch
+import numpy as np
+import torch
+import tyro
 
 
 @dataclass
